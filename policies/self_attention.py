@@ -1,0 +1,68 @@
+"""Visual self-attention: what the image itself finds important."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prunekit.errors import NeedsError, nearest
+from prunekit.policy import ScoringPolicy
+from prunekit.tokens import Needs, Rows, VisualTokens
+
+__all__ = ["SelfAttention"]
+
+_CHUNK = 128  # query tokens at a time, so that memory grows linearly with the tokens
+
+
+@dataclass(frozen=True)
+class SelfAttention(ScoringPolicy):
+    """Keep the visual tokens that receive the most attention from the image.
+
+    A token that many patches look at stands for them; one that nobody looks at is redundant. Stage 1 of STAR.
+
+    - `visual`: `r_i = mean over visual tokens j and heads of A_ji`, A the attention of the encoder layer that produces the
+      features (at `vision.<i>`: of layer i), softmax over all its tokens, [CLS] included.
+    - `cls`: `r_i = mean over heads of A_[CLS],i` of that layer, the signal of FasterVLM (arXiv 2412.01818v1).
+    - `embedding`: `r_i = mean over j of softmax_i(h_j . h_i / sqrt(d))` on the token states at the site, without heads or
+      projections; STAR's equation (arXiv 2505.12359) as attention received.
+
+    Args:
+        queries: who looks: `visual`, `cls` or `embedding`.
+        layer: encoder layer whose attention is read, negative from the end; None for the site's own. Not for `embedding`.
+
+    Differs from the reference: STAR's equation averages over the axis that the softmax sums to one over, which gives every
+    token the same score. This is the usable reading: softmax over the keys, mean over the queries.
+    """
+
+    queries: Literal["visual", "cls", "embedding"] = "visual"
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        allowed = get_args(type(self).__dataclass_fields__["queries"].type) or ("visual", "cls", "embedding")
+        if self.queries not in allowed:
+            hint = nearest(str(self.queries), allowed)
+            raise NeedsError(f"SelfAttention(queries={self.queries!r}): allowed are {', '.join(allowed)}.{hint}")
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        return Needs() if self.queries == "embedding" else Needs(Rows(self.queries, self.layer, reduce="mean"))
+
+    def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
+        if self.queries != "embedding":
+            return tokens.attention[self.queries]
+        return attention_received(tokens.hidden, tokens.valid)
+
+
+def attention_received(hidden: Tensor, valid: Tensor) -> Tensor:
+    """Mean attention that each token receives from all tokens, `softmax(H H^T / sqrt(d))`: [batch, visual]."""
+    keys = hidden.float()
+    received = []
+    for queries, real in zip(keys.split(_CHUNK, 1), valid.split(_CHUNK, 1), strict=True):
+        logits = queries @ keys.transpose(1, 2) * keys.shape[-1] ** -0.5  # [batch, chunk, visual]
+        weights = logits.masked_fill(~valid[:, None], torch.finfo(logits.dtype).min).softmax(-1)
+        received.append((weights * real[..., None]).sum(1))
+    return torch.stack(received).sum(0) / valid.sum(1, keepdim=True).clamp(min=1)

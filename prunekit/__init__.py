@@ -1,0 +1,40 @@
+"""prunekit: training-free visual token pruning of large vision-language models, as composable stages.
+
+```python
+from prunekit import prune
+from prunekit.policies import STAR
+
+with prune(model, STAR(keep=0.25)) as session:
+    model.generate(**inputs)
+```
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from prunekit.plan import Keep, Method, Plan, Stage
+from prunekit.policy import PruningPolicy, ScoringPolicy
+from prunekit.session import Session, prune
+from prunekit.tokens import Needs, Rows, Selection, VisualTokens
+from prunekit.trace import TraceRecord
+
+try:
+    __version__ = version("prunekit")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Keep",
+    "Method",
+    "Needs",
+    "Plan",
+    "PruningPolicy",
+    "Rows",
+    "ScoringPolicy",
+    "Selection",
+    "Session",
+    "Stage",
+    "TraceRecord",
+    "VisualTokens",
+    "__version__",
+    "prune",
+]

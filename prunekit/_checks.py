@@ -1,0 +1,111 @@
+"""Checks of what a policy returns. Shapes are checked at once; values without waiting for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from prunekit.errors import BudgetError, PolicyError, PrunekitError, ScoresError
+from prunekit.plan import Stage
+from prunekit.tokens import Selection, VisualTokens
+
+__all__ = ["Checks", "check_selection"]
+
+
+class Checks:
+    """Conditions on tensors: raised at once on the CPU, and at the next call or the session's end on other devices."""
+
+    def __init__(self) -> None:
+        self.open: list[tuple[Tensor, Callable[[], PrunekitError]]] = []
+
+    def require(self, broken: Tensor, error: Callable[[], PrunekitError]) -> None:
+        """Raise `error()` if the scalar tensor `broken` is True. Not checked while tracing or on the meta device."""
+        if broken.device.type == "meta" or torch._C._get_tracing_state() is not None:
+            return
+        self.open.append((broken, error))
+        if broken.device.type == "cpu":
+            self.settle()
+
+    def settle(self) -> None:
+        """Raise the first open error."""
+        pending, self.open = self.open, []
+        for broken, error in pending:
+            if bool(broken):
+                raise error()
+
+
+def check_selection(stage: Stage, tokens: VisualTokens, selection: Selection, checks: Checks) -> tuple[int, ...]:
+    """Check a selection against the tokens it was made from; returns the tokens kept by each row.
+
+    Raises:
+        PolicyError: wrong type, shape, range or order, or another number than the budget asks for.
+        ScoresError: scores are not finite, or equal for all tokens of a row that has to drop some.
+    """
+    who = f"{type(stage.policy).__name__} at {stage.site!r}"
+    batch, visual = tokens.valid.shape
+    if not isinstance(selection, Selection):
+        raise PolicyError(f"{who}: select must return a Selection, it returned {type(selection).__name__}.")
+    kept = selection.kept
+    if not isinstance(kept, Tensor) or kept.dtype not in (torch.int64, torch.int32):
+        given = kept.dtype if isinstance(kept, Tensor) else type(kept).__name__
+        raise PolicyError(f"{who}: Selection.kept must be a tensor of integers, it is {given}.")
+    if kept.ndim != 2 or kept.shape[0] != batch or not kept.shape[1] <= visual:
+        raise PolicyError(
+            f"{who}: Selection.kept must be [batch, kept] with batch {batch} and at most {visual} kept; it is {list(kept.shape)}."
+        )
+    for name in ("scores", "owner", "weight"):
+        value = getattr(selection, name)
+        if value is not None and value.shape != (batch, visual):
+            raise PolicyError(f"{who}: Selection.{name} must be [batch, visual] = [{batch}, {visual}]; it is {list(value.shape)}.")
+    counts = selection.counts
+    if counts is None:
+        counts = tuple((kept >= 0).sum(1).tolist())
+    if stage.keep is not None:
+        asked = tuple(stage.keep.count(total) for total in tokens.total)
+        if counts != asked:
+            raise PolicyError(f"{who} kept {list(counts)} visual tokens of the rows, but {stage.keep} asks for {list(asked)}.")
+        if any(count > there for count, there in zip(counts, tokens.counts, strict=True)):
+            raise BudgetError(f"{who} is to keep {list(counts)} visual tokens, but the rows have only {list(tokens.counts)} left.")
+    _check_values(who, tokens, kept, counts, checks)
+    if selection.scores is not None:
+        _check_scores(who, tokens, selection.scores, counts, checks)
+    return counts
+
+
+def _check_values(who: str, tokens: VisualTokens, kept: Tensor, counts: tuple[int, ...], checks: Checks) -> None:
+    visual = tokens.valid.shape[1]
+    wanted = torch.arange(kept.shape[1], device=kept.device) < torch.tensor(counts, device=kept.device)[:, None]
+    real = (kept >= 0) & (kept < visual) & tokens.valid.gather(1, kept.clamp(0, visual - 1))
+    checks.require(
+        (real != wanted).any() | ((kept != -1) & ~wanted).any(),
+        lambda: PolicyError(f"{who}: kept positions must be those of tokens, 0 to {visual - 1} (-1 only at the right); got {kept.tolist()}."),
+    )
+    ordered = (kept[:, 1:] > kept[:, :-1]) | ~wanted[:, 1:]
+    checks.require(
+        ~ordered.all(),
+        lambda: PolicyError(f"{who}: kept positions must be ascending without duplicates; got {kept.tolist()}."),
+    )
+
+
+def _check_scores(who: str, tokens: VisualTokens, scores: Tensor, counts: tuple[int, ...], checks: Checks) -> None:
+    scores, valid = scores.detach().float(), tokens.valid
+    checks.require(
+        (~scores.isfinite() & valid).any(),
+        lambda: ScoresError(f"{who}: scores hold NaN or infinite values; they rank nothing."),
+    )
+    choosing = [0 < count < there for count, there in zip(counts, tokens.counts, strict=True)]
+    if not any(choosing):
+        return
+    low = scores.masked_fill(~valid, torch.inf).amin(1)
+    high = scores.masked_fill(~valid, -torch.inf).amax(1)
+    scale = torch.maximum(low.abs(), high.abs())
+    noise = 8 * torch.finfo(torch.float32).eps  # of a mean over hundreds of float32 terms
+    checks.require(
+        ((high - low <= noise * scale) & torch.tensor(choosing, device=scores.device)).any(),
+        lambda: ScoresError(
+            f"{who}: the scores of a row are the same for all its visual tokens, so that their ranking is rounding noise. A"
+            " softmax averaged over the axis it sums to one over is always constant; average over the queries instead."
+        ),
+    )

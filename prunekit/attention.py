@@ -1,0 +1,151 @@
+"""Reading attention rows while a layer runs, without eager attention and without running anything twice.
+
+transformers sends every attention call through a mapping from names to functions. While a tapped module runs, and only then,
+the entry for its implementation is a `_Switch`: it shows the call's queries and keys to the tap and passes everything on
+to the function that was there before. The tap computes the softmax for the rows that are needed, in O(rows x keys).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from prunekit.errors import NeedsError
+from prunekit.sequence import gather
+
+__all__ = ["Observer", "attention_rows", "tap"]
+
+Observer = Callable[..., None]
+"""Called as `observer(module, query, key, mask, scaling, **kwargs)` before the layer's own attention."""
+
+_CHUNK = 128  # rows computed at a time: memory grows with rows x keys of a chunk, not with the whole map
+
+
+def tap(module: nn.Module, observer: Observer) -> list[Any]:
+    """Show every attention call of `module` to `observer`; returns the hook handles that end it."""
+
+    def enter(module: nn.Module, args: Any) -> None:
+        _Switch.open(module, observer)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        _Switch.close(module)
+
+    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+
+
+class _Switch:
+    """Stands in for one attention function while tapped modules run; serves several threads."""
+
+    lock: ClassVar[threading.RLock] = threading.RLock()
+
+    def __init__(self, before: Callable[..., Any] | None) -> None:
+        self.before = before  # an entry of the instance mapping that ours hides, put back at the end
+        self.observers: dict[nn.Module, Observer] = {}
+
+    @classmethod
+    def open(cls, module: nn.Module, observer: Observer) -> None:
+        mapping, name = _mapping(module), module.config._attn_implementation
+        with cls.lock:
+            entry = mapping._local_mapping.get(name)
+            if not isinstance(entry, cls):
+                entry = cls(entry)
+                mapping._local_mapping[name] = entry
+            entry.observers[module] = observer
+
+    @classmethod
+    def close(cls, module: nn.Module) -> None:
+        mapping, name = _mapping(module), module.config._attn_implementation
+        with cls.lock:
+            entry = mapping._local_mapping.get(name)
+            if not isinstance(entry, cls):
+                return
+            entry.observers.pop(module, None)
+            if not entry.observers:
+                if entry.before is None:
+                    del mapping._local_mapping[name]
+                else:
+                    mapping._local_mapping[name] = entry.before
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        observer = self.observers.get(module)
+        if observer is not None:
+            observer(module, query, key, mask, **kwargs)
+        name = module.config._attn_implementation  # type: ignore[union-attr]
+        function = self.before or _mapping(module)._global_mapping.get(name) or _own_eager(module)
+        return function(module, query, key, value, mask, **kwargs)
+
+
+def _mapping(module: nn.Module) -> Any:
+    return getattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
+
+
+def _own_eager(module: nn.Module) -> Callable[..., Any]:
+    """Eager attention is no entry of the mapping: each modelling file has its own function of this name."""
+    function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if function is None:
+        raise NeedsError(
+            f"The attention of {type(module).__name__} cannot be read under attn_implementation='eager'; load with 'sdpa'."
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def attention_rows(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Any,
+    rows: Tensor,
+    real: Tensor,
+    columns: Tensor,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    mean: bool = True,
+) -> Tensor:
+    """Attention of chosen query rows to chosen key columns, softmax over all keys, in float32.
+
+    Args:
+        query: [batch, heads, queries, head_dim].
+        key: [batch, key_heads, keys, head_dim], heads shared by groups of queries.
+        mask: what the layer's attention was given.
+        rows: query rows, [batch, rows]; `real` marks those that exist.
+        columns: key columns, [batch, columns].
+        mean: average over heads and real rows.
+
+    Returns:
+        [batch, columns] if `mean`, else [batch, heads, rows, columns] with rows that are not real set to 0.
+    """
+    heads, keys = query.shape[1], key.shape[2]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    offset = keys - query.shape[2]
+    parts = []
+    for index, exists in zip(rows.split(_CHUNK, 1), real.split(_CHUNK, 1), strict=True):
+        picked = gather(query, index, 2)  # [batch, heads, rows, head_dim]
+        grouped = picked.unflatten(1, (key.shape[1], heads // key.shape[1]))
+        logits = (grouped @ key.transpose(-1, -2)[:, :, None]).flatten(1, 2) * scaling  # [batch, heads, rows, keys]
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        logits = _masked(module, logits.float(), mask, index, offset)
+        chunk = gather(logits.softmax(-1), columns, 3) * exists[:, None, :, None]
+        parts.append(chunk.mean(1).sum(1) if mean else chunk)
+    if not mean:
+        return torch.cat(parts, 2)
+    return torch.stack(parts).sum(0) / real.sum(1, keepdim=True)
+
+
+def _masked(module: nn.Module, logits: Tensor, mask: Any, rows: Tensor, offset: int) -> Tensor:
+    """Apply the layer's mask (or bare causality) to the logits of some rows."""
+    lowest = torch.finfo(logits.dtype).min  # finite: rows of padding see nothing at all, and must not become NaN
+    if mask is not None and mask.ndim == 4:
+        mask = gather(mask[..., : logits.shape[-1]], rows, 2)
+        return logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else logits + mask.float()
+    if getattr(module, "is_causal", False):
+        order = torch.arange(logits.shape[-1], device=logits.device)
+        logits = logits.masked_fill((order > rows[..., None] + offset)[:, None], lowest)
+    return logits if mask is None else logits.masked_fill(~mask[:, None, None].bool(), lowest)

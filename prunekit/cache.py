@@ -1,0 +1,145 @@
+"""A KV-cache layer that knows which tokens it holds.
+
+transformers sizes the attention mask by the first layer's cache. A layer that was pruned holds fewer keys, so the mask has to
+be cut to the columns it kept; this layer carries those columns along through everything that happens to a cache: growth,
+beam reordering, repetition, cropping, copying.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from prunekit.errors import UnsupportedCacheError
+
+__all__ = ["PrunedLayer", "cache_layer", "pruned_layer"]
+
+
+class PrunedLayer(DynamicLayer):
+    """A `DynamicLayer` whose keys stand for a part of the columns that the mask has.
+
+    Attributes:
+        columns: for each key the column of the mask that the layer is handed, [batch, n]; -1 is padding. For decoder layer 0
+            that is the caller's attention mask, for all others the one that the model made for layer 0. Keys after the
+            first n are the columns that follow, one by one (generated tokens).
+        seen: number of mask columns so far.
+        padded: whether any of `columns` is padding (a host flag, so that decoding need not look).
+        shift: how far compacted positions have moved, [batch, 1], or None.
+        pending: what the next `update` brings: columns [batch, new], or a plain number of new tokens.
+    """
+
+    _layer_type = None
+
+    def __init__(self, layer: DynamicLayer | None = None) -> None:
+        super().__init__()
+        if layer is not None:
+            self.__dict__.update(layer.__dict__)
+        self.columns: Tensor | None = None
+        self.padded = False
+        self.shift: Tensor | None = None
+        self.pending: Tensor | int | None = None
+        self.seen = self.get_seq_length()
+        self.tail = self.seen  # keys after `columns`: columns seen - tail ... seen - 1
+        self._length = 0
+
+    def cut(self, new: Tensor | int, device: torch.device) -> Tensor:
+        """Mask columns of all keys after the coming update, [batch, keys] (batch 1 where all rows are alike)."""
+        if not self.seen and not isinstance(new, int):
+            return new  # layers pruned alike share one tensor, so that a mask is cut once for all of them
+        plain = new if isinstance(new, int) else 0
+        tail = torch.arange(self.seen - self.tail, self.seen + plain, device=device)[None]
+        parts = [tail] if self.columns is None else [self.columns.to(device), tail]
+        if not isinstance(new, int):
+            parts.append(torch.where(new >= 0, new + self.seen, -1).to(device))
+        parts = [part for part in parts if part.shape[1]] or parts
+        rows = max(part.shape[0] for part in parts)
+        return parts[0] if len(parts) == 1 else torch.cat([part.expand(rows, -1) for part in parts], dim=1)
+
+    def expect(self, new: Tensor | int, length: int, padded: bool, moved: Tensor | None) -> None:
+        """Announce what the next `update` brings: `length` mask columns, of which `new` are cached.
+
+        Args:
+            padded: whether `new` holds padding.
+            moved: by how much the positions of all later tokens move, [batch, 1], or None.
+        """
+        self.pending, self._length = new, length
+        self.padded = self.padded or padded
+        if moved is not None:
+            self.shift = moved if self.shift is None else self.shift + moved
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.pending is None:
+            raise UnsupportedCacheError(
+                "This KV cache was pruned inside a prune(...) session, and now a model outside of one goes on with it (or"
+                " runs a layer twice). Continue inside a session with the same stages, or start with a new cache."
+            )
+        if isinstance(self.pending, int):
+            self.tail += self.pending
+        else:
+            self.columns, self.tail = self.cut(self.pending, key_states.device), 0
+        self.seen += self._length
+        self.pending = None
+        return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._rows(lambda t: t.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._rows(lambda t: t[indices, ...])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        count = abs(tokens_to_remove)
+        if count > self.tail:
+            raise UnsupportedCacheError(
+                f"Cannot take {count} tokens off this KV cache: only the last {self.tail} came after the pruned prompt."
+            )
+        super().crop(tokens_to_remove)
+        self.tail -= count
+        self.seen -= count
+
+    def reset(self) -> None:
+        super().reset()
+        self.columns = self.shift = self.pending = None
+        self.seen = self.tail = 0
+        self.padded = False
+
+    def _rows(self, change: Any) -> None:
+        if self.columns is not None and self.columns.shape[0] > 1:
+            self.columns = change(self.columns)
+        if self.shift is not None and self.shift.shape[0] > 1:
+            self.shift = change(self.shift)
+
+
+def cache_layer(cache: Cache | None, index: int) -> CacheLayerMixin | None:
+    """Layer `index` of a cache, or None where there is none yet."""
+    return cache.layers[index] if cache is not None and index < len(cache.layers) else None
+
+
+def pruned_layer(cache: Cache, index: int) -> PrunedLayer:
+    """Make layer `index` of a cache a `PrunedLayer`, in place, and return it.
+
+    Raises:
+        UnsupportedCacheError: the cache is static, quantised or of another kind whose layers cannot differ in length.
+    """
+    if cache.layer_class_to_replicate is not None:
+        while len(cache.layers) <= index:
+            cache.layers.append(cache.layer_class_to_replicate())
+    layer = cache.layers[index]
+    if isinstance(layer, PrunedLayer):
+        return layer
+    if type(layer) is not DynamicLayer:
+        raise UnsupportedCacheError(
+            f"{type(cache).__name__} with {type(layer).__name__} cannot be pruned: its layers cannot differ in length."
+            " Use transformers.DynamicCache (the default of generate)."
+        )
+    cache.layers[index] = PrunedLayer(layer)
+    return cache.layers[index]

@@ -1,0 +1,65 @@
+"""How numbers, names and colours look, the same in the terminal, in pictures and in the report."""
+
+from __future__ import annotations
+
+from prunekit.evaluation.cells import Budget
+from prunekit.evaluation.experiment import DENSE
+from prunekit.evaluation.result import MethodResult, Result
+
+__all__ = ["BLACK", "budget_label", "curves", "interval", "millions", "percent", "points", "styles"]
+
+BLACK = "#1b1f24"
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#5E6B73")  # Okabe and Ito's
+_MARKERS = (("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamond"), ("v", "triangle-down"),
+            ("P", "cross"), ("X", "x"), ("*", "star"))  # fmt: skip
+
+
+def styles(names: list[str]) -> dict[str, tuple[str, str, str]]:
+    """Colour, matplotlib marker and plotly symbol of each method: no two methods share both colour and marker."""
+    return {
+        name: (_COLORS[i % len(_COLORS)], *_MARKERS[(i + i // len(_COLORS)) % len(_MARKERS)]) for i, name in enumerate(names)
+    }
+
+
+def curves(result: Result) -> dict[str, list[MethodResult]]:
+    """Rows with numbers by method, few tokens first, without the dense model."""
+    found: dict[str, list[MethodResult]] = {}
+    for row in result.methods:
+        if row.name != DENSE and row.accuracy is not None:
+            found.setdefault(row.name, []).append(row)
+    return {name: sorted(rows, key=lambda r: r.average_visual_tokens or 0) for name, rows in found.items()}
+
+
+def budget_label(budget: Budget) -> str:
+    """A budget for people."""
+    if budget is None:
+        return ""
+    return f"{100 * budget:g} %" if isinstance(budget, float) else f"{budget} tokens"
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, without the sign."""
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def interval(pair: tuple[float, float] | None, signed: bool = False) -> str:
+    """An interval of shares, in percent."""
+    if pair is None:
+        return ""
+    low, high = (points(x) if signed else percent(x) for x in pair)
+    return f"[{low}, {high}]"
+
+
+def millions(value: int | None) -> str:
+    """Operations with a unit that keeps the number short."""
+    if value is None:
+        return ""
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return str(value)

@@ -1,0 +1,174 @@
+"""From an experiment to a result: check everything, answer everything, measure, write."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer, seed_everything
+
+from prunekit.errors import DataError
+from prunekit.evaluation.answering import to_device
+from prunekit.evaluation.cells import Cell, plan_cells
+from prunekit.evaluation.data import RunData, Work, collate, read_sample
+from prunekit.evaluation.experiment import Experiment, resolved
+from prunekit.evaluation.loading import ModelFacts, load_model, load_processor, model_facts
+from prunekit.evaluation.measure import count_operations, time_prefill
+from prunekit.evaluation.module import EvaluationModule
+from prunekit.evaluation.output import dated_folder, open_folder
+from prunekit.evaluation.overlays import draw_overlays
+from prunekit.evaluation.plots import draw_pareto
+from prunekit.evaluation.predictions import Prediction, PredictionFile
+from prunekit.evaluation.provenance import hardware, versions
+from prunekit.evaluation.report import write_report
+from prunekit.evaluation.result import Result, summarise
+from prunekit.evaluation.trainer import make_trainer, test
+
+__all__ = ["RESULT", "run"]
+
+RESULT = "result.json"
+
+
+def run(experiment: Experiment, output: Path | str | None = None) -> Result:
+    """Run an experiment, or what is left of it.
+
+    Args:
+        experiment: what to run.
+        output: the folder for results; one that holds an unfinished run of the same experiment is continued. By default a
+            new folder under `runs/`.
+
+    Returns:
+        The result, which is also in `result.json` in the folder.
+
+    Raises:
+        PrunekitError: a mistake in the experiment. All of them but damaged weights and images are found before anything is
+            loaded.
+        KeyboardInterrupt: Ctrl-C. What has been answered is kept.
+    """
+    facts = model_facts(experiment.model)
+    if not len(experiment.task):
+        raise DataError(f"task {experiment.task.name}: it has no samples.")
+    cells = plan_cells(experiment, facts, images=len(read_sample(experiment.task, 0).images))
+    trainer = make_trainer(experiment.trainer)
+    plain = resolved(experiment)
+    folder = Path(output) if output is not None else dated_folder(experiment.task.name.lower())
+    if trainer.is_global_zero:
+        taken_up = open_folder(folder, plain)
+        if taken_up and (folder / RESULT).exists():
+            return Result.read(folder / RESULT)
+        PredictionFile(folder).heal()
+    started = time.time()
+    seed_everything(experiment.seed, verbose=False)
+    processor = load_processor(experiment.model)
+    model = load_model(experiment.model)
+    done = PredictionFile(folder).read()
+    _answer(experiment, trainer, model, processor, cells, folder, done)
+    result = _conclude(experiment, trainer, model, processor, cells, folder, facts)
+    result.provenance.update(wall_s=round(time.time() - started, 1), continued=bool(done))
+    if trainer.is_global_zero:
+        _write(result, folder)
+    return result
+
+
+def _answer(
+    experiment: Experiment,
+    trainer: Trainer,
+    model: Any,
+    processor: Any,
+    cells: Sequence[Cell],
+    folder: Path,
+    done: Sequence[Prediction],
+) -> None:
+    """Answer what has not been answered."""
+    plan = remaining(cells, len(experiment.task), experiment.batch_size, done)
+    if plan:
+        module = EvaluationModule(model, processor, experiment.task, cells, experiment.positions, done, folder)
+        test(trainer, module, RunData(Work(experiment.task, processor, plan)))
+    if trainer.is_global_zero:
+        order = {(cell.name, cell.budget): i for i, cell in enumerate(cells)}
+        PredictionFile(folder).merge(lambda p: (order[p.method, p.budget], p.index))
+
+
+def remaining(
+    cells: Sequence[Cell], samples: int, batch_size: int, done: Sequence[Prediction]
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Jobs that are left: for each batch of samples and each cell, those samples that the cell has not answered."""
+    answered = {prediction.key for prediction in done}
+    plan = []
+    for start in range(0, samples, batch_size):
+        batch = range(start, min(start + batch_size, samples))
+        for index, cell in enumerate(cells):
+            left = tuple(number for number in batch if (cell.name, cell.budget, number) not in answered)
+            if left and cell.stages is not None:
+                plan.append((index, left))
+    return plan
+
+
+def _conclude(
+    experiment: Experiment,
+    trainer: Trainer,
+    model: Any,
+    processor: Any,
+    cells: Sequence[Cell],
+    folder: Path,
+    facts: ModelFacts,
+) -> Result:
+    """Summarise the predictions and measure the cost of every cell."""
+    device = trainer.strategy.root_device
+    model.to(device)
+    wanted = min(experiment.timing_samples, len(experiment.task))
+    singles = [
+        to_device(collate(processor, [read_sample(experiment.task, i)]), device, model.dtype) for i in range(max(1, wanted))
+    ]
+    times = time_prefill(model, cells, singles, experiment.positions) if wanted else [None] * len(cells)
+    costs = count_operations(model, cells, singles[0])
+    rows = summarise(cells, PredictionFile(folder).read(), facts.depth, experiment.seed)
+    methods = [
+        replace(row, prefill_ms=ms, macs=cost and cost["macs"], flops=cost and cost["flops"])
+        for row, ms, cost in zip(rows, times, costs, strict=True)
+    ]
+    return Result(
+        experiment=resolved(experiment),
+        provenance={
+            "versions": versions(),
+            "hardware": hardware(device),
+            "seed": experiment.seed,
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        },
+        model={
+            "path": experiment.model.path,
+            "name": facts.name,
+            "decoder_layers": facts.depth,
+            "visual_tokens_per_image": facts.tokens_per_image,
+            "grid": list(facts.grid),
+        },
+        task={
+            "name": experiment.task.name,
+            "version": experiment.task.version,
+            "samples": len(experiment.task),
+            "families": list(rows[0].families),
+        },
+        methods=methods,
+        notes=_notes(wanted, costs),
+    )
+
+
+def _notes(timed: int, costs: Sequence[dict[str, Any] | None]) -> dict[str, str]:
+    uncounted = sorted({name for cost in costs if cost for name in cost["uncounted"]})
+    return {
+        "interval": "95 % percentile bootstrap, 2,000 resamples of groups (images) with all their questions",
+        "prefill_ms": f"median over {timed} prompts and 3 rounds, batch size 1, methods in turns, after one warm-up round",
+        "macs": "multiply-adds of one prefill at batch size 1; flops = 2 x macs",
+        "uncounted_operators": ", ".join(uncounted) or "none",
+    }
+
+
+def _write(result: Result, folder: Path) -> None:
+    result.write(folder / RESULT)
+    draw_pareto(result, folder / "pareto.png")
+    write_report(result, folder)

@@ -1,0 +1,55 @@
+"""Cutting the attention masks that a model made for its full sequence down to the tokens that are left."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunekit.errors import UnsupportedInputError
+from prunekit.sequence import gather
+
+__all__ = ["cut_mask", "padding_mask"]
+
+
+def cut_mask(mask: object, keys: Tensor, queries: Tensor | None) -> Tensor:
+    """Take key columns `keys` [batch, k] and, where given, query rows `queries` [batch, q] of a mask; -1 is hidden.
+
+    Args:
+        mask: [batch, heads, query, key] boolean or additive (eager, SDPA), or [batch, key] (FlashAttention, `generate`).
+
+    Raises:
+        UnsupportedInputError: the mask is of another kind (FlexAttention's block mask).
+    """
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        raise UnsupportedInputError(
+            f"Attention masks of type {type(mask).__name__} cannot be cut to the kept tokens; load the model with"
+            " attn_implementation='sdpa', 'eager' or 'flash_attention_2'."
+        )
+    keys = keys.to(mask.device)
+    if mask.ndim == 2:
+        return gather(mask, keys, 1) * (keys >= 0).to(mask.dtype)
+    if queries is not None:
+        mask = gather(mask, queries, 2)
+    mask = gather(mask, keys, 3)
+    hidden = (keys < 0)[:, None, None, :]
+    return mask.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+
+
+def padding_mask(keys: Tensor, queries: int, implementation: str, dtype: torch.dtype) -> Tensor:
+    """A mask for layers that were handed none (nothing but causality) but whose rows are now padded.
+
+    Args:
+        keys: columns of the keys, [batch, k]; -1 is padding.
+        queries: number of query tokens, the last ones of the keys.
+        implementation: the model's attention; FlashAttention takes [batch, k], the others [batch, 1, queries, k].
+    """
+    real = keys >= 0
+    if "flash" in implementation:
+        return real
+    length = keys.shape[1]
+    order = torch.arange(length, device=keys.device)
+    causal = order[None, :] <= order[length - queries :, None]
+    mask = real[:, None, None, :] & causal
+    if implementation != "eager":
+        return mask
+    return torch.zeros((), dtype=dtype, device=keys.device).masked_fill(~mask, torch.finfo(dtype).min)

@@ -1,0 +1,244 @@
+"""What is pruned where: `Keep` (how many), sites (where), `Stage` (both, with a policy) and `Plan` (all of it)."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunekit.errors import BudgetError, PolicyError, SiteError, nearest
+from prunekit.policy import PruningPolicy
+
+__all__ = ["Keep", "Method", "Plan", "Site", "Stage"]
+
+_SITE = re.compile(r"(?P<part>vision|decoder)\.(?P<index>\d+)|input")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How many visual tokens of a sample stay: `Keep(tokens=64)` or `Keep(ratio=0.25)`.
+
+    A ratio always refers to the ORIGINAL number of visual tokens of the sample, whatever earlier stages left; the
+    count is its floor, and at least 1.
+
+    Args:
+        tokens: number of tokens.
+        ratio: share of the original tokens.
+        power: raises the share to this power; 0.5 keeps its square root, half-way to everything on a log scale.
+
+    Raises:
+        BudgetError: neither or both are given, `tokens` < 1, `ratio` outside (0, 1], or `power` outside (0, 1].
+    """
+
+    tokens: int | None = None
+    ratio: float | None = None
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.ratio is None):
+            raise BudgetError(
+                f"Keep takes either tokens or ratio, given tokens={self.tokens}, ratio={self.ratio}."
+                " For example Keep(tokens=64) or Keep(ratio=0.25)."
+            )
+        if self.tokens is not None and (isinstance(self.tokens, bool) or self.tokens != int(self.tokens) or self.tokens < 1):
+            raise BudgetError(f"Keep(tokens={self.tokens!r}): must be a whole number of at least 1.")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise BudgetError(f"Keep(ratio={self.ratio!r}): must be above 0 and at most 1.")
+        if not 0 < self.power <= 1:
+            raise BudgetError(f"Keep(power={self.power!r}): must be above 0 and at most 1.")
+
+    @classmethod
+    def of(cls, amount: Keep | int | float) -> Keep:
+        """Read the short form used by methods: an int is a number of tokens, a float is a ratio."""
+        if isinstance(amount, Keep):
+            return amount
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+            raise BudgetError(f"keep={amount!r}: must be a number of tokens (int), a ratio (float) or a Keep.")
+        return cls(tokens=amount) if isinstance(amount, int) else cls(ratio=amount)
+
+    def count(self, total: int) -> int:
+        """Number of tokens to keep of `total` original ones; 0 for a sample without visual tokens.
+
+        Raises:
+            BudgetError: more tokens are asked for than there are.
+        """
+        if total == 0:
+            return 0
+        if self.tokens is not None and self.tokens > total:
+            raise BudgetError(f"Keep(tokens={self.tokens}): a sample has only {total} visual tokens; allowed are 1 to {total}.")
+        if self.tokens is not None and self.power == 1:
+            return int(self.tokens)
+        share = self.tokens / total if self.ratio is None else self.ratio
+        # A share that was computed as k / total must give k back: floor after removing the rounding of the product.
+        return min(total, max(1, math.floor(share**self.power * total * (1 + 1e-12))))
+
+    def __str__(self) -> str:
+        share = f"{self.tokens} tokens" if self.tokens is not None else f"ratio {self.ratio:g}"
+        return share if self.power == 1 else f"({share}) to the power {self.power:g}"
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A place in the model, ordered as the forward pass visits them: the vision encoder, the input, the decoder.
+
+    Attributes:
+        part: 0 for `vision.<i>` (after encoder layer i), 1 for `input` (between projector and language model), 2 for
+            `decoder.<i>` (before decoder layer i).
+        index: the layer, 0 for `input`.
+    """
+
+    part: int
+    index: int
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Read `vision.<i>`, `input` or `decoder.<i>`.
+
+        Raises:
+            SiteError: anything else, and `decoder.0`, which is `input`.
+        """
+        match = _SITE.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise SiteError(
+                f"{text!r} is no site; sites are 'vision.<i>' (after layer i of the vision encoder), 'input' (before the"
+                f" language model) and 'decoder.<i>' (before decoder layer i, i >= 1).{_nearest_site(text)}"
+            )
+        if match["part"] is None:
+            return cls(1, 0)
+        site = cls(0 if match["part"] == "vision" else 2, int(match["index"]))
+        if site == cls(2, 0):
+            raise SiteError("'decoder.0' is no site: pruning before the first decoder layer is pruning at 'input'.")
+        return site
+
+    def __str__(self) -> str:
+        return ("vision.{}", "input", "decoder.{}")[self.part].format(self.index)
+
+
+def _nearest_site(text: object) -> str:
+    word, _, index = str(text).partition(".")
+    hint = nearest(word, ("vision", "input", "decoder"))
+    return hint.replace("'?", f".{index}'?") if index.isdigit() and "input" not in hint else hint
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a plan: a policy at a site with a budget.
+
+    Attributes:
+        site: `vision.<i>`, `input` or `decoder.<i>`.
+        policy: what decides.
+        keep: the budget; None only for policies that decide the number themselves.
+    """
+
+    site: str
+    policy: PruningPolicy
+    keep: Keep | None = None
+
+    def __post_init__(self) -> None:
+        Site.parse(self.site)
+        if not isinstance(self.policy, PruningPolicy):
+            given = f"the class {self.policy.__name__}" if isinstance(self.policy, type) else repr(self.policy)
+            raise PolicyError(f"Stage({self.site!r}): the policy must be an instance of a PruningPolicy, given {given}.")
+        if self.keep is None and self.policy.needs_keep:
+            raise BudgetError(f"Stage({self.site!r}): {type(self.policy).__name__} needs a budget, e.g. Keep(ratio=0.25).")
+
+    @property
+    def where(self) -> Site:
+        return Site.parse(self.site)
+
+    def count(self, total: int) -> int | None:
+        """Tokens kept of `total` original ones, None where the policy decides by itself."""
+        return None if self.keep is None else self.keep.count(total)
+
+
+class Method(ABC):
+    """A named method: a frozen dataclass that answers with its stages for a given depth.
+
+    By convention its field `keep` is the budget after the last stage, as an int (tokens), a float (ratio of the original
+    count) or a `Keep`; `prunekit.budget` turns this one knob to match methods with each other.
+    """
+
+    @abstractmethod
+    def stages(self, depth: int) -> tuple[Stage, ...]:
+        """The stages of this method on a language model of `depth` decoder layers."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in the order of the forward pass, checked against each other."""
+
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def of(cls, items: Sequence[Stage | Method], depth: int) -> Plan:
+        """Resolve stages and methods for a model of `depth` decoder layers.
+
+        Raises:
+            PolicyError: an item is neither a stage nor a method.
+            SiteError: two stages at one site, stages not in the order of the forward pass, or a layer beyond the depth.
+            BudgetError: a later stage is asked to keep more than an earlier one leaves.
+        """
+        stages: list[Stage] = []
+        for item in items:
+            stages.extend(_resolve(item, depth))
+        for stage in stages:
+            if stage.where.part == 2 and stage.where.index >= depth:
+                raise SiteError(
+                    f"{stage.site!r}: the language model has {depth} layers; allowed are 'decoder.1' to 'decoder.{depth - 1}'."
+                )
+        for before, after in zip(stages, stages[1:], strict=False):
+            if before.where == after.where:
+                raise SiteError(f"Two stages at {after.site!r}; a site takes one stage: combine them into one policy.")
+            if before.where > after.where:
+                raise SiteError(
+                    f"Stage {after.site!r} comes after {before.site!r}, but the forward pass reaches it first; list stages in"
+                    " the order of the forward pass: vision, input, decoder."
+                )
+            if _asks_more(after.keep, before.keep):
+                raise BudgetError(
+                    f"Stage {after.site!r} is to keep {after.keep}, but {before.site!r} before it leaves only {before.keep};"
+                    " ratios refer to the original number of tokens."
+                )
+        return cls(tuple(stages))
+
+    def check(self, total: int) -> tuple[int | None, ...]:
+        """Tokens kept by each stage of a sample with `total` visual tokens.
+
+        Raises:
+            BudgetError: a stage keeps more tokens than there are, or than the stage before leaves.
+        """
+        counts: list[int | None] = []
+        alive, site = total, "the model's input"
+        for stage in self.stages:
+            count = stage.count(total)
+            if count is not None and count > alive:
+                raise BudgetError(
+                    f"Stage {stage.site!r} is to keep {count} visual tokens ({stage.keep}) but {site} leaves only {alive}."
+                )
+            counts.append(count)
+            if count is not None:
+                alive, site = count, repr(stage.site)
+        return tuple(counts)
+
+
+def _asks_more(after: Keep | None, before: Keep | None) -> bool:
+    """Whether `after` keeps more than `before` for every number of tokens (unknown where one is a ratio and one is not)."""
+    if after is None or before is None:
+        return False
+    if after.power != 1 or before.power != 1:
+        return False
+    if after.tokens is not None and before.tokens is not None:
+        return after.tokens > before.tokens
+    return after.ratio is not None and before.ratio is not None and after.ratio > before.ratio
+
+
+def _resolve(item: Any, depth: int) -> tuple[Stage, ...]:
+    if isinstance(item, Stage):
+        return (item,)
+    if isinstance(item, Method):
+        return item.stages(depth)
+    hint = " Put a policy into a Stage: Stage('input', policy, Keep(ratio=0.25))." if isinstance(item, PruningPolicy) else ""
+    raise PolicyError(f"{item!r} is neither a Stage nor a Method.{hint}")

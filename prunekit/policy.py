@@ -1,0 +1,84 @@
+"""The two classes to subclass: `PruningPolicy` (any selection) and `ScoringPolicy` (a score per token)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prunekit.errors import PolicyError
+from prunekit.tokens import Needs, Selection, VisualTokens
+
+if TYPE_CHECKING:
+    from prunekit.plan import Keep
+
+__all__ = ["PruningPolicy", "ScoringPolicy", "top_k"]
+
+
+class PruningPolicy(ABC):
+    """Decides which visual tokens stay. Knows nothing of hooks, caches, layers or model families.
+
+    Subclasses are frozen dataclasses: their fields are the method's parameters, in Python and in YAML alike.
+
+    Attributes:
+        needs: what the policy reads besides the hidden states; a class attribute, or a property where it depends on fields.
+        needs_keep: False for a policy that decides the number of tokens by itself and may be staged without `Keep`.
+        sites: the parts of a model where the policy has a meaning, of `vision`, `input` and `decoder`.
+    """
+
+    needs: Needs = Needs()
+    needs_keep: bool = True
+    sites: tuple[str, ...] = ("vision", "input", "decoder")
+
+    @abstractmethod
+    def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
+        """Select tokens.
+
+        Args:
+            tokens: the visual tokens at the site.
+            keep: the stage's budget; `keep.count(total)` for each of `tokens.total` is the number to keep.
+
+        Returns:
+            The kept positions, ascending; see `Selection`.
+        """
+
+
+class ScoringPolicy(PruningPolicy):
+    """A policy that ranks tokens by a score; the core keeps the highest.
+
+    Ties go to the token that `torch.topk` finds first; scores that are not finite, or equal for all tokens of a row, are
+    refused with `ScoresError`, since their ranking would be rounding noise.
+    """
+
+    @abstractmethod
+    def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
+        """Score every token; higher is kept."""
+
+    def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
+        scores = self.score(tokens)
+        if not isinstance(scores, Tensor) or scores.shape != tokens.valid.shape:
+            given = f"a tensor {list(scores.shape)}" if isinstance(scores, Tensor) else f"{type(scores).__name__}"
+            raise PolicyError(
+                f"{type(self).__name__}.score must return one score per visual token, a tensor"
+                f" {list(tokens.valid.shape)} [batch, visual]; it returned {given}."
+            )
+        assert keep is not None  # Stage has checked it: needs_keep is True
+        counts = tuple(keep.count(total) for total in tokens.total)
+        return Selection(top_k(scores, tokens, counts), counts, scores)
+
+
+def top_k(scores: Tensor, tokens: VisualTokens, counts: tuple[int, ...]) -> Tensor:
+    """Positions of the `counts[row]` highest scores of each row, ascending, -1 at the right: [batch, max(counts)]."""
+    most = max(counts)
+    ranked = (scores if scores.is_floating_point() else scores.float()).masked_fill(~tokens.valid, -torch.inf)
+    kept = ranked.topk(most, dim=-1).indices  # [batch, most], best first
+    if min(counts) == most:
+        return kept.sort(dim=-1).values
+    rank = torch.arange(most, device=kept.device)
+    beyond = rank >= torch.tensor(counts, device=kept.device)[:, None]
+    width = scores.shape[1]
+    kept = kept.masked_fill(beyond, width).sort(dim=-1).values  # the surplus sorts to the right
+    return kept.masked_fill(kept == width, -1)

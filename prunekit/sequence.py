@@ -1,0 +1,98 @@
+"""Which token sits in which column: the bookkeeping that every gather, scatter and mask is made from.
+
+Shapes depend on host integers alone (tokens per row), and contents stay tensors on the device, so that the same code runs
+under `torch.jit.trace`, on the meta device and without waiting for a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Sequence", "first_columns", "gather", "last_columns"]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """The columns of a (possibly shortened) sequence.
+
+    Attributes:
+        origin: for each column its column in the sequence as the caller sent it, [batch, length]; -1 is padding.
+        ordinal: number of the visual token in that column within its row, [batch, length]; -1 for text, [CLS] and padding.
+        visual: visual tokens of each row.
+        other: tokens of each row that are not visual (text; in a vision encoder the prefix tokens).
+    """
+
+    origin: Tensor
+    ordinal: Tensor
+    visual: tuple[int, ...]
+    other: tuple[int, ...]
+
+    @classmethod
+    def of(cls, is_visual: Tensor, is_token: Tensor, visual: tuple[int, ...], other: tuple[int, ...]) -> Sequence:
+        """Start from two masks of the caller's columns, [batch, length], and their sums per row."""
+        columns = torch.arange(is_visual.shape[1], device=is_visual.device)
+        number = is_visual.long().cumsum(-1) - 1
+        return cls(torch.where(is_token, columns, -1), number.masked_fill(~is_visual, -1), visual, other)
+
+    @property
+    def length(self) -> int:
+        return int(self.origin.shape[1])
+
+    @property
+    def padded(self) -> bool:
+        """Whether any column of any row is padding."""
+        return any(v + o != self.length for v, o in zip(self.visual, self.other, strict=True))
+
+    def visual_columns(self) -> tuple[Tensor, Tensor]:
+        """Columns of the visual tokens in order and which entries are real, each [batch, max(visual)]."""
+        return first_columns(self.ordinal >= 0, max(self.visual))
+
+    def keep(self, kept: Tensor, counts: tuple[int, ...]) -> tuple[Sequence, Tensor]:
+        """Keep the visual tokens at positions `kept` (of `visual_columns`, -1 unused) and every other token.
+
+        Returns:
+            The shortened sequence, padded at the left, and for each of its columns the column it comes from (-1: padding).
+        """
+        columns, _ = self.visual_columns()
+        chosen = columns.gather(1, kept.clamp(min=0)).masked_fill(kept < 0, self.length)
+        stays = (self.origin >= 0) & (self.ordinal < 0)
+        stays = torch.nn.functional.pad(stays, (0, 1)).scatter(1, chosen, True)[:, :-1]  # last column takes the unused
+        length = max(v + o for v, o in zip(counts, self.other, strict=True))
+        index, real = last_columns(stays, length)
+        shorter = Sequence(
+            self.origin.gather(1, index).masked_fill(~real, -1),
+            self.ordinal.gather(1, index).masked_fill(~real, -1),
+            counts,
+            self.other,
+        )
+        return shorter, index.masked_fill(~real, -1)
+
+
+def first_columns(flags: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The first `width` True columns of each row in order (then False ones), and which are True: two [batch, width]."""
+    index = (~flags).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+    return index, flags.gather(1, index)
+
+
+def last_columns(flags: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The last `width` True columns of each row in order (False ones before them), and which are True: two [batch, width]."""
+    index = flags.to(torch.uint8).argsort(dim=1, stable=True)[:, flags.shape[1] - width :]
+    return index, flags.gather(1, index)
+
+
+def gather(states: Tensor, index: Tensor, dim: int = 1) -> Tensor:
+    """Take columns `index` [batch, new] of `states` along `dim`; -1 takes column 0 (a mask hides it).
+
+    `states` has the batch first, or a batch of 1 that all rows share.
+    """
+    index = index.clamp(min=0).to(states.device)
+    if states.shape[0] == 1 != index.shape[0]:
+        states = states.expand(index.shape[0], *states.shape[1:])
+    shape = [index.shape[0]] + [1] * (states.ndim - 1)
+    shape[dim] = index.shape[1]
+    sizes = list(states.shape)
+    sizes[dim] = index.shape[1]
+    return states.gather(dim, index.view(shape).expand(sizes))

@@ -1,0 +1,139 @@
+"""`prune`: the context manager that attaches a plan to an unmodified model, and the session it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunekit._checks import Checks, check_selection
+from prunekit._text import TextSide
+from prunekit._vision import Layers, VisionSide
+from prunekit.adapter import ModelAdapter, adapter_for
+from prunekit.errors import NeedsError, SessionError, SiteError
+from prunekit.plan import Method, Plan, Stage
+from prunekit.tokens import Rows, Selection, VisualTokens
+from prunekit.trace import TraceRecord, cost_scope
+
+__all__ = ["Session", "prune"]
+
+Positions = Literal["original", "compact"]
+
+
+class Session:
+    """Owns every hook and all state of a run; made by `prune`.
+
+    Attributes:
+        model: the model, unmodified.
+        adapter: names of its parts.
+        plan: the resolved stages.
+        trace: one `TraceRecord` per stage and prefill, the latest last; clear it as you like.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, adapter: ModelAdapter, positions: Positions) -> None:
+        self.model, self.plan, self.adapter, self.positions = model, plan, adapter, positions
+        self.trace: list[TraceRecord] = []
+        self.checks = Checks()
+        layers = _resolve_needs(plan, adapter)
+        encoder = {stage.where.index: stage for stage in plan.stages if stage.where.part == 0}
+        self._vision = VisionSide(adapter, encoder, layers, self._select)
+        self._text = TextSide(adapter, plan, layers, self._vision, self._select, self.trace.append, positions == "compact")
+
+    def __repr__(self) -> str:
+        stages = ", ".join(f"{stage.site}: {stage.policy} keeps {stage.keep}" for stage in self.plan.stages)
+        return f"Session({type(self.model).__name__}; {stages})"
+
+    @contextmanager
+    def _attached(self) -> Iterator[Session]:
+        with ExitStack() as stack:
+            stack.callback(self._text.release)
+            stack.callback(self._vision.forget)
+            for side in (self._vision, self._text):
+                for handle in side.attach():
+                    stack.callback(handle.remove)
+            yield self
+            self.checks.settle()
+
+    def _select(self, stage: Stage, tokens: VisualTokens) -> tuple[Selection, tuple[int, ...]]:
+        """Ask a stage's policy, and check its answer."""
+        self.checks.settle()
+        with cost_scope(f"scorer.{stage.site}"), torch.no_grad():
+            selection = stage.policy.select(tokens, stage.keep)
+        return selection, check_selection(stage, tokens, selection, self.checks)
+
+
+@contextmanager
+def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positions = "original") -> Iterator[Session]:
+    """Prune visual tokens of every prompt that `model` reads inside the `with` block.
+
+    Args:
+        model: a Hugging Face vision-language model of a supported family, unmodified.
+        *stages_or_method: a named method such as `STAR(keep=0.25)`, or `Stage`s in the order of the forward pass.
+        positions: `original` leaves kept tokens their position ids; `compact` numbers what is left without gaps.
+
+    Yields:
+        The session, with its `trace`.
+
+    Raises:
+        UnsupportedModelError: the model is of no supported family.
+        SiteError: a stage's site does not exist on this model.
+        NeedsError: a policy reads something this model does not have.
+        BudgetError: stages keep more than there is.
+        SessionError: the model is already being pruned.
+    """
+    adapter = adapter_for(model)
+    if not stages_or_method:
+        raise SiteError("prune(model) needs at least one stage or a method, for example prune(model, STAR(keep=0.25)).")
+    if positions not in ("original", "compact"):
+        raise SessionError(f"positions={positions!r}: allowed are 'original' and 'compact'.")
+    plan = Plan.of(stages_or_method, adapter.depth)
+    for stage in plan.stages:
+        adapter.check_site(stage.where)
+        if stage.site.partition(".")[0] not in stage.policy.sites:
+            raise SiteError(
+                f"{type(stage.policy).__name__} cannot work at {stage.site!r}; its sites are {', '.join(stage.policy.sites)}."
+            )
+    for hook in adapter.text_model._forward_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), TextSide):
+            raise SessionError(
+                "This model is already being pruned: sessions on one model cannot be nested. Give all stages to one"
+                " prune(model, stage, stage, ...)."
+            )
+    session = Session(model, plan, adapter, positions)
+    with session._attached():
+        yield session
+
+
+def _resolve_needs(plan: Plan, adapter: ModelAdapter) -> Layers:
+    """Which layer each row set of each stage is read from, checked against the model before a hook is placed."""
+    return {(stage.site, rows): _layer(stage, rows, adapter) for stage in plan.stages for rows in stage.policy.needs.attention}
+
+
+def _layer(stage: Stage, rows: Rows, adapter: ModelAdapter) -> int:
+    site, policy, model = stage.where, type(stage.policy).__name__, type(adapter.model).__name__
+    if rows.of_vision:
+        if rows.queries == "cls" and not adapter.has_cls:
+            raise NeedsError(f"{policy} reads the attention of [CLS], but the vision encoder of {model} has no [CLS] token.")
+        own = site.index if site.part == 0 else adapter.feature_layer
+        depth = adapter.vision_depth
+        if own is None and rows.layer is None:
+            raise NeedsError(f"{policy}: {model} mixes features of several encoder layers; name one with Rows(layer=...).")
+        latest = site.index if site.part == 0 else depth - 1
+    elif site.part < 2:
+        raise NeedsError(
+            f"{policy} reads attention from text to image ({rows.queries!r}), which exists only in the language model; place it"
+            f" at 'decoder.<i>' instead of {stage.site!r}."
+        )
+    else:
+        own, depth, latest = site.index - 1, adapter.depth, site.index - 1
+    layer = own if rows.layer is None else rows.layer + depth * (rows.layer < 0)
+    assert layer is not None
+    if not 0 <= layer <= latest:
+        raise NeedsError(
+            f"{policy} at {stage.site!r} reads the attention of layer {rows.layer}, but allowed are 0 to {latest}: layers that"
+            " have run when the stage is reached."
+        )
+    return layer

@@ -1,0 +1,133 @@
+"""What a policy sees (`VisualTokens`), what it asks for (`Needs`, `Rows`) and what it answers (`Selection`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from prunekit.errors import NeedsError, nearest
+
+__all__ = ["Needs", "Queries", "Rows", "Selection", "VisualTokens"]
+
+Queries = Literal["cls", "visual", "last", "text", "instruction"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A set of attention rows: which queries, of which layer, and how they are summed up.
+
+    Attributes:
+        queries: `cls` and `visual` are rows of the vision encoder; `last` (the last token), `text` (every text token after
+            the last visual one) and `instruction` (`text` without its last `cue` tokens) are rows of the language model.
+        layer: the layer whose attention is read; negative counts from the end. None stands for the site's own: in the
+            vision encoder the layer that produces the features (at `vision.<i>`: layer i), in the language model the layer
+            before the site.
+        reduce: `mean` averages over heads and rows, in chunks, so that memory grows linearly with the tokens; None hands
+            over every head and row.
+        cue: tokens at the end of the prompt that belong to the chat template's cue for the answer and not to the
+            instruction (`ASSISTANT:` is 1 token for the bundled model and 5 for LLaVA-1.5's tokenizer).
+    """
+
+    queries: Queries
+    layer: int | None = None
+    reduce: Literal["mean"] | None = None
+    cue: int = 1
+
+    def __post_init__(self) -> None:
+        allowed = get_args(Queries)
+        if self.queries not in allowed:
+            raise NeedsError(f"Rows({self.queries!r}): queries are {', '.join(allowed)}.{nearest(self.queries, allowed)}")
+        if self.cue < 0:
+            raise NeedsError(f"Rows(cue={self.cue}): must be at least 0.")
+
+    @property
+    def of_vision(self) -> bool:
+        """Whether these are rows of the vision encoder."""
+        return self.queries in ("cls", "visual")
+
+
+@dataclass(frozen=True, init=False)
+class Needs:
+    """What a policy reads besides the hidden states, declared so that it can be checked before anything runs.
+
+    Attributes:
+        attention: row sets, each a `Rows` or the short name of its queries.
+        text: whether the states of the text tokens are read.
+    """
+
+    attention: tuple[Rows, ...] = ()
+    text: bool = False
+
+    def __init__(self, attention: Rows | str | Iterable[Rows | str] = (), text: bool = False) -> None:
+        items = [attention] if isinstance(attention, (Rows, str)) else list(attention)
+        rows = tuple(item if isinstance(item, Rows) else Rows(item) for item in items)  # type: ignore[arg-type]
+        object.__setattr__(self, "attention", rows)
+        object.__setattr__(self, "text", text)
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The visual tokens of a batch at one site.
+
+    Rows may hold different numbers of tokens: `valid` marks the real ones, which come first. At `vision.<i>` a batch row is
+    an image; elsewhere it is a sample.
+
+    Attributes:
+        hidden: states at the site, [batch, visual, dim].
+        source: original number of each token within its row, [batch, visual]; -1 where not valid.
+        valid: which entries are tokens, [batch, visual].
+        total: original number of visual tokens of each row (host integers).
+        counts: number of tokens of each row now (host integers).
+        attention: attention from the needed rows to these tokens, softmax over all keys that the row sees, in float32:
+            [batch, visual] with `reduce="mean"`, otherwise [batch, heads, rows, visual] with rows that do not exist set
+            to 0. Keys are the `Rows` of `needs` and the plain names of their queries.
+        text: states of the text tokens, [batch, text, dim], or None if not asked for.
+        text_valid: which entries of `text` are tokens, [batch, text].
+        grid: rows and columns of the patch grid of one image, or None.
+        per_image: visual tokens of one image; `source // per_image` is the image's number within the row.
+        memory: scratch that all stages of one prefill share; policies themselves are frozen.
+    """
+
+    hidden: Float[Tensor, "batch visual dim"]
+    source: Int[Tensor, "batch visual"]
+    valid: Bool[Tensor, "batch visual"]
+    total: tuple[int, ...]
+    counts: tuple[int, ...]
+    attention: Mapping[Rows | str, Float[Tensor, "..."]] = field(default_factory=dict)
+    text: Float[Tensor, "batch text dim"] | None = None
+    text_valid: Bool[Tensor, "batch text"] | None = None
+    grid: tuple[int, int] | None = None
+    per_image: int | None = None
+    memory: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens stay.
+
+    Attributes:
+        kept: positions among the tokens the policy saw (not original numbers), ascending, [batch, kept]; -1 fills rows that
+            keep fewer, at the right.
+        counts: tokens kept by each row, as host integers; None lets the core read them from `kept`.
+        scores: what the ranking was made from, [batch, visual], for the trace; or None.
+        owner: for merging, the slot in `kept` that each token is averaged into, [batch, visual]; -1 drops it. A kept token
+            owns itself.
+        weight: for merging, the weight of each token in its owner's average, [batch, visual]; None means 1.
+    """
+
+    kept: Int[Tensor, "batch kept"]
+    counts: tuple[int, ...] | None = None
+    scores: Float[Tensor, "batch visual"] | None = None
+    owner: Int[Tensor, "batch visual"] | None = None
+    weight: Float[Tensor, "batch visual"] | None = None
+
+    @classmethod
+    def everything(cls, tokens: VisualTokens) -> Selection:
+        """The selection that keeps all tokens."""
+        index = torch.arange(tokens.source.shape[1], device=tokens.source.device)
+        return cls(torch.where(tokens.valid, index, -1), tokens.counts)
