@@ -27,7 +27,8 @@ class LlavaAdapter(ModelAdapter):
     ```
 
     Raises:
-        UnsupportedModelError: the encoder has no fixed grid of patches (Pixtral), or its [CLS] token is among the features.
+        UnsupportedModelError: the encoder has no fixed grid of patches (Pixtral), or its [CLS] token is among the
+            features.
     """
 
     model_types = ("llava",)
@@ -39,7 +40,8 @@ class LlavaAdapter(ModelAdapter):
         vision = self.model.config.vision_config
         if not isinstance(getattr(vision, "image_size", None), int) or vision.model_type == "pixtral":
             raise UnsupportedModelError(
-                f"LLaVA with a {vision.model_type!r} encoder, whose images have no fixed grid of patches, is not supported;"
+                f"LLaVA with a {vision.model_type!r} encoder, whose images have no fixed grid of patches, is not"
+                " supported;"
                 " supported are encoders like CLIP and SigLIP."
             )
         if (self.model.config.vision_feature_select_strategy == "default") != self.has_cls:

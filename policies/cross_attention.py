@@ -21,19 +21,20 @@ _QUERIES = ("text", "last", "instruction")
 class CrossAttention(ScoringPolicy):
     """Keep the visual tokens that the text attends to most, inside the language model. Stage 2 of STAR.
 
-    `r_i = mean over text tokens q and heads of A_qi`, A the decoder's own attention in the layer before the site (pruning
-    before layer K reads layer K - 1), softmax over all keys that the text token sees.
+    `r_i = mean over text tokens q and heads of A_qi`, A the decoder's own attention in the layer before the site
+    (pruning before layer K reads layer K - 1), softmax over all keys that the text token sees.
 
     Args:
-        queries: which text looks: `text`, every text token after the last image (those before it cannot see it in a causal
-            decoder); `last`, the last token alone (FastV); `instruction`, `text` without the cue for the answer.
+        queries: which text looks: `text`, every text token after the last image (those before it cannot see it in a
+            causal decoder); `last`, the last token alone (FastV); `instruction`, `text` without the cue for the
+            answer.
         layer: decoder layer whose attention is read, negative from the end; None for the one before the site.
-        cue: tokens at the prompt's end that ask for the answer, for `instruction`: 1 in the bundled model (`ASSISTANT:`), 5
-            in LLaVA-1.5 (`▁A SS IST ANT :`).
+        cue: tokens at the prompt's end that ask for the answer, for `instruction`: 1 in the bundled model
+            (`ASSISTANT:`), 5 in LLaVA-1.5 (`▁A SS IST ANT :`).
 
     Differs from the reference: STAR's equation (arXiv 2505.12359) multiplies embeddings without heads or projections; a
-    decoder's own attention is what its first lines describe and what the field calls cross-attention. At prefill there is
-    no response yet, so that its response term is empty.
+    decoder's own attention is what its first lines describe and what the field calls cross-attention. At prefill
+    there is no response yet, so that its response term is empty.
     """
 
     queries: Literal["text", "last", "instruction"] = "text"

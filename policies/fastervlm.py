@@ -14,9 +14,9 @@ __all__ = ["FasterVLM"]
 class FasterVLM(Method):
     """FasterVLM (Zhang et al., arXiv 2412.01818v1): [CLS] attention is all you need.
 
-    Between projector and language model, keep the tokens that [CLS] attends to most in the encoder layer that produces the
-    features (LLaVA-1.5: layer 22 of 24), heads averaged, in their spatial order. Authors' code: github.com/Theia-4869/FasterVLM
-    (Apache-2.0).
+    Between projector and language model, keep the tokens that [CLS] attends to most in the encoder layer that
+    produces the features (LLaVA-1.5: layer 22 of 24), heads averaged, in their spatial order. Authors' code:
+    github.com/Theia-4869/FasterVLM (Apache-2.0).
 
     Args:
         keep: visual tokens that stay: a share of the original ones (float) or a number (int).

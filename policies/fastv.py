@@ -14,17 +14,18 @@ __all__ = ["FastV"]
 class FastV(Method):
     """FastV (Chen et al., ECCV 2024, arXiv 2403.06764): an image is worth half a token after layer 2.
 
-    Before decoder layer K, keep the visual tokens that the LAST token attends to most in layer K - 1, heads averaged. Kept
-    tokens stay in order and keep their position ids; the prompt is pruned once, at prefill, as in the authors' version with
-    a KV cache. Authors' code: github.com/pkunlp-icler/FastV (no licence; written here from the paper's description).
+    Before decoder layer K, keep the visual tokens that the LAST token attends to most in layer K - 1, heads averaged.
+    Kept tokens stay in order and keep their position ids; the prompt is pruned once, at prefill, as in the authors'
+    version with a KV cache. Authors' code: github.com/pkunlp-icler/FastV (no licence; written here from the paper's
+    description).
 
     Args:
-        keep: visual tokens after layer K: a share of the original ones (float) or a number (int). The paper's R is the share
-            that is dropped: `keep = 1 - R`.
+        keep: visual tokens after layer K: a share of the original ones (float) or a number (int). The paper's R is
+            the share that is dropped: `keep = 1 - R`.
         layer: K, 2 in the paper.
 
-    Differs from the reference: a share is floored here; the authors' files round in three different ways. The paper speaks
-    of the average attention a token receives; the authors' code takes the last token's, and so does this.
+    Differs from the reference: a share is floored here; the authors' files round in three different ways. The paper
+    speaks of the average attention a token receives; the authors' code takes the last token's, and so does this.
     """
 
     keep: float | int | Keep = 0.5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,8 +19,8 @@ _PRIME = 2_147_483_647  # 2^31 - 1: products of two residues stay inside 64 bits
 class Random(ScoringPolicy):
     """Keep a random subset, drawn anew for every image, and the same for the same image, seed and site.
 
-    Each token's score is a hash of the seed, its number and a fingerprint of the row (which channel is largest in each of its
-    tokens). So the draw does not depend on the batch a sample is in, on its order, or on the device.
+    Each token's score is a hash of the seed, its number and a fingerprint of the row (which channel is largest in
+    each of its tokens). So the draw does not depend on the batch a sample is in, on its order, or on the device.
 
     Args:
         seed: another seed gives other subsets.

@@ -24,18 +24,19 @@ class SelfAttention(ScoringPolicy):
 
     A token that many patches look at stands for them; one that nobody looks at is redundant. Stage 1 of STAR.
 
-    - `visual`: `r_i = mean over visual tokens j and heads of A_ji`, A the attention of the encoder layer that produces the
-      features (at `vision.<i>`: of layer i), softmax over all its tokens, [CLS] included.
+    - `visual`: `r_i = mean over visual tokens j and heads of A_ji`, A the attention of the encoder layer that
+      produces the features (at `vision.<i>`: of layer i), softmax over all its tokens, [CLS] included.
     - `cls`: `r_i = mean over heads of A_[CLS],i` of that layer, the signal of FasterVLM (arXiv 2412.01818v1).
-    - `embedding`: `r_i = mean over j of softmax_i(h_j . h_i / sqrt(d))` on the token states at the site, without heads or
-      projections; STAR's equation (arXiv 2505.12359) as attention received.
+    - `embedding`: `r_i = mean over j of softmax_i(h_j . h_i / sqrt(d))` on the token states at the site, without
+      heads or projections; STAR's equation (arXiv 2505.12359) as attention received.
 
     Args:
         queries: who looks: `visual`, `cls` or `embedding`.
-        layer: encoder layer whose attention is read, negative from the end; None for the site's own. Not for `embedding`.
+        layer: encoder layer whose attention is read, negative from the end; None for the site's own. Not for
+            `embedding`.
 
-    Differs from the reference: STAR's equation averages over the axis that the softmax sums to one over, which gives every
-    token the same score. This is the usable reading: softmax over the keys, mean over the queries.
+    Differs from the reference: STAR's equation averages over the axis that the softmax sums to one over, which gives
+    every token the same score. This is the usable reading: softmax over the keys, mean over the queries.
     """
 
     queries: Literal["visual", "cls", "embedding"] = "visual"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from prunekit.errors import BudgetError, SiteError
 from prunekit.plan import Keep, Method, Stage
@@ -17,21 +17,22 @@ __all__ = ["STAR"]
 class STAR(Method):
     """STAR (Guo et al., arXiv 2505.12359): stage-wise attention-guided token reduction.
 
-    Stage 1, right after the vision encoder, drops what is redundant within the image (`SelfAttention`); stage 2, before a
-    middle decoder layer K, drops what the question does not need (`CrossAttention`). Tokens stay in order and keep their
-    positions. The authors have released no code, and the values of R, P and K were not available to us: the defaults below
-    are prunekit's choices, not the paper's.
+    Stage 1, right after the vision encoder, drops what is redundant within the image (`SelfAttention`); stage 2,
+    before a middle decoder layer K, drops what the question does not need (`CrossAttention`). Tokens stay in order
+    and keep their positions. The authors have released no code, and the values of R, P and K were not available to
+    us: the defaults below are prunekit's choices, not the paper's.
 
     Args:
         keep: visual tokens after stage 2: a share of the ORIGINAL count (float) or a number (int).
-        visual_keep: the same after stage 1; by default the square root of `keep`, so that both stages drop the same share of
-            what they are given (for a number: the square root of keep x original count).
+        visual_keep: the same after stage 1; by default the square root of `keep`, so that both stages drop the same
+            share of what they are given (for a number: the square root of keep x original count).
         layer: K; by default half the depth (16 of 32). At or beyond the depth, stage 2 is off.
         visual_queries: the score of stage 1, see `SelfAttention`.
         text_queries: the score of stage 2, see `CrossAttention`.
 
-    Differs from the reference: both scores are attention received (softmax over keys, mean over queries), since the published
-    equation, read literally, gives all tokens the same score; and both read the model's own attention by default.
+    Differs from the reference: both scores are attention received (softmax over keys, mean over queries), since the
+    published equation, read literally, gives all tokens the same score; and both read the model's own attention by
+    default.
     """
 
     keep: float | int | Keep = 0.25
@@ -41,7 +42,7 @@ class STAR(Method):
     text_queries: Literal["text", "last", "instruction"] = "text"
 
     @classmethod
-    def from_ratios(cls, R: float, P: float, K: int | None = None, **options: Literal["visual"]) -> STAR:  # noqa: N803
+    def from_ratios(cls, R: float, P: float, K: int | None = None, **options: Any) -> STAR:
         """Build from the paper's symbols.
 
         Args:
@@ -55,13 +56,17 @@ class STAR(Method):
         """
         for name, value in (("R", R), ("P", P)):
             if not 0 <= value < 1:
-                raise BudgetError(f"STAR.from_ratios({name}={value}): a share that is dropped is at least 0 and below 1.")
+                raise BudgetError(
+                    f"STAR.from_ratios({name}={value}): a share that is dropped is at least 0 and below 1."
+                )
         return cls(keep=(1 - R) * (1 - P), visual_keep=1 - R, layer=K, **options)
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         layer = depth // 2 if self.layer is None else self.layer
         if layer < 1:
-            raise SiteError(f"STAR(layer={layer}): stage 2 comes before a decoder layer from 1 on; {depth} or more turns it off.")
+            raise SiteError(
+                f"STAR(layer={layer}): stage 2 comes before a decoder layer from 1 on; {depth} or more turns it off."
+            )
         first = Stage("input", SelfAttention(self.visual_queries), self._first())
         if layer >= depth:
             return (first,)

@@ -18,8 +18,9 @@ __all__ = ["UniformGrid"]
 class UniformGrid(PruningPolicy):
     """Keep tokens on a regular lattice over each image, whatever it shows.
 
-    k tokens of a grid of h x w are laid in about `sqrt(k h / w)` evenly spaced rows, each evenly filled. A sample's budget is
-    split evenly over its images. Where the tokens are no whole grid any more (after an earlier stage), every n/k-th stays.
+    k tokens of a grid of h x w are laid in about `sqrt(k h / w)` evenly spaced rows, each evenly filled. A sample's
+    budget is split evenly over its images. Where the tokens are no whole grid any more (after an earlier stage),
+    every n/k-th stays.
     """
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:

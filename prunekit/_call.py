@@ -56,22 +56,22 @@ class Call:
     Attributes:
         length: columns that the caller sent.
         base: keys that layer 0 has cached before.
+        positions: original position ids of the sent columns, [batch or 1, length].
         sent: what the caller sent, None for a call without images.
         sequence: the sent columns that are left; None for a call that is not pruned.
         entry: the sent columns that enter layer 0, [batch, entered]; None: all of them.
         index: the entered columns that are left now, [batch, left]; None: all of them.
-        positions: original position ids of the sent columns, [batch or 1, length].
         attention: tapped rows of the decoder by original visual number, [batch, ..., visual].
         replay: whether the decisions of an earlier call are repeated.
     """
 
     length: int
     base: int
+    positions: Tensor
     sent: Sent | None
     sequence: Sequence | None = None
     entry: Tensor | None = None
     index: Tensor | None = None
-    positions: Tensor | None = None
     attention: dict[tuple[Rows, int], Tensor] = field(default_factory=dict)
     memory: dict[str, object] = field(default_factory=dict)
     replay: bool = False
@@ -95,7 +95,8 @@ class Call:
 
     def dropped(self, device: torch.device) -> Tensor:
         """Visual tokens dropped from each row so far, [batch, 1]."""
-        assert self.sent is not None and self.sequence is not None
+        assert self.sent is not None
+        assert self.sequence is not None
         gone = [before - now for before, now in zip(self.sent.counts, self.sequence.visual, strict=True)]
         return torch.tensor(gone, device=device)[:, None]
 
@@ -143,7 +144,8 @@ def text_rows(rows: Rows, sequence: Sequence, sent: Sent) -> tuple[Tensor, Tenso
     after = [count if visual else 1 for count, visual in zip(sent.after, sent.counts, strict=True)]
     if min(after) < 1:
         raise NeedsError(
-            f"Attention rows {rows.queries!r} are those of the text after the image, but row {after.index(0)} ends with the"
+            f"Attention rows {rows.queries!r} are those of the text after the image, but row {after.index(0)} ends"
+            " with the"
             " image; use queries='last', or put the question after the image."
         )
     width = max(after)

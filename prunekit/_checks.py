@@ -53,21 +53,28 @@ def check_selection(stage: Stage, tokens: VisualTokens, selection: Selection, ch
         raise PolicyError(f"{who}: Selection.kept must be a tensor of integers, it is {given}.")
     if kept.ndim != 2 or kept.shape[0] != batch or not kept.shape[1] <= visual:
         raise PolicyError(
-            f"{who}: Selection.kept must be [batch, kept] with batch {batch} and at most {visual} kept; it is {list(kept.shape)}."
+            f"{who}: Selection.kept must be [batch, kept] with batch {batch} and at most {visual} kept; it is"
+            f" {list(kept.shape)}."
         )
     for name in ("scores", "owner", "weight"):
         value = getattr(selection, name)
         if value is not None and value.shape != (batch, visual):
-            raise PolicyError(f"{who}: Selection.{name} must be [batch, visual] = [{batch}, {visual}]; it is {list(value.shape)}.")
+            raise PolicyError(
+                f"{who}: Selection.{name} must be [batch, visual] = [{batch}, {visual}]; it is {list(value.shape)}."
+            )
     counts = selection.counts
     if counts is None:
         counts = tuple((kept >= 0).sum(1).tolist())
     if stage.keep is not None:
         asked = tuple(stage.keep.count(total) for total in tokens.total)
         if counts != asked:
-            raise PolicyError(f"{who} kept {list(counts)} visual tokens of the rows, but {stage.keep} asks for {list(asked)}.")
+            raise PolicyError(
+                f"{who} kept {list(counts)} visual tokens of the rows, but {stage.keep} asks for {list(asked)}."
+            )
         if any(count > there for count, there in zip(counts, tokens.counts, strict=True)):
-            raise BudgetError(f"{who} is to keep {list(counts)} visual tokens, but the rows have only {list(tokens.counts)} left.")
+            raise BudgetError(
+                f"{who} is to keep {list(counts)} visual tokens, but the rows have only {list(tokens.counts)} left."
+            )
     _check_values(who, tokens, kept, counts, checks)
     if selection.scores is not None:
         _check_scores(who, tokens, selection.scores, counts, checks)
@@ -80,7 +87,10 @@ def _check_values(who: str, tokens: VisualTokens, kept: Tensor, counts: tuple[in
     real = (kept >= 0) & (kept < visual) & tokens.valid.gather(1, kept.clamp(0, visual - 1))
     checks.require(
         (real != wanted).any() | ((kept != -1) & ~wanted).any(),
-        lambda: PolicyError(f"{who}: kept positions must be those of tokens, 0 to {visual - 1} (-1 only at the right); got {kept.tolist()}."),
+        lambda: PolicyError(
+            f"{who}: kept positions must be those of tokens, 0 to {visual - 1} (-1 only at the right); got"
+            f" {kept.tolist()}."
+        ),
     )
     ordered = (kept[:, 1:] > kept[:, :-1]) | ~wanted[:, 1:]
     checks.require(
@@ -105,7 +115,8 @@ def _check_scores(who: str, tokens: VisualTokens, scores: Tensor, counts: tuple[
     checks.require(
         ((high - low <= noise * scale) & torch.tensor(choosing, device=scores.device)).any(),
         lambda: ScoresError(
-            f"{who}: the scores of a row are the same for all its visual tokens, so that their ranking is rounding noise. A"
+            f"{who}: the scores of a row are the same for all its visual tokens, so that their ranking is rounding"
+            " noise. A"
             " softmax averaged over the axis it sums to one over is always constant; average over the queries instead."
         ),
     )

@@ -35,7 +35,12 @@ class Replay:
         """
         before, seen = self.ids, self.features
         self.ids, self.features = ids, features
-        if before is not None and ids is not None and seen is not None and ids.shape == (before.shape[0], before.shape[1] + 1):
+        if (
+            before is not None
+            and ids is not None
+            and seen is not None
+            and ids.shape == (before.shape[0], before.shape[1] + 1)
+        ):
             prompt = slice(None, self.prompt)
             if torch.equal(ids[:, prompt], before[:, prompt]) and torch.equal(features, seen):
                 return True

@@ -1,7 +1,7 @@
 """The language model's half of a session: pruning at its input and between decoder layers, in prefill and decode.
 
-One path serves every call. A call brings new columns; a call with visual tokens is pruned, and each layer's cache remembers
-which columns it holds (`PrunedLayer`), so that the masks of later calls can be cut to them.
+One path serves every call. A call brings new columns; a call with visual tokens is pruned, and each layer's cache
+remembers which columns it holds (`PrunedLayer`), so that the masks of later calls can be cut to them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit._call import Call, Sent, compose, merge, text_rows
+from prunekit._decoder import Decoder
 from prunekit._replay import Replay
 from prunekit._vision import Layers, Select, VisionSide, pick, spread, take
 from prunekit.adapter import ModelAdapter
 from prunekit.attention import attention_rows, tap
-from prunekit.cache import PrunedLayer, cache_layer, pruned_layer
-from prunekit.errors import PruningWarning, UnsupportedCacheError, UnsupportedInputError
-from prunekit.masks import cut_mask, padding_mask
+from prunekit.cache import PrunedLayer, cache_layer
+from prunekit.errors import PruningWarning, UnsupportedInputError
 from prunekit.plan import Plan
 from prunekit.sequence import Sequence, first_columns, gather
 from prunekit.tokens import Rows, Selection, VisualTokens
@@ -43,7 +43,7 @@ class TextSide:
         compact: bool,
     ) -> None:
         self.adapter, self.plan, self.layers, self.vision = adapter, plan, layers, vision
-        self.select, self.record, self.compact = select, record, compact
+        self.select, self.record, self.decoder = select, record, Decoder(adapter, compact)
         self.stages = {stage.where.index: stage for stage in plan.stages if stage.where.part > 0}  # 0 is the input
         self.call: Call | None = None
         self.sent: Sent | None = None
@@ -87,7 +87,7 @@ class TextSide:
         return args[1:], kwargs
 
     def _new_columns(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """`generate` on a pruned cache counts the cache's keys, not the tokens seen, and sends too many again: cut them off."""
+        """Cut off what was seen: `generate` on a pruned cache counts its keys, and sends too many tokens again."""
         cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
         first = cache_layer(cache, 0)
         if ids is None or ids.shape[1] == 1 or not isinstance(first, PrunedLayer) or not first.seen:
@@ -95,10 +95,12 @@ class TextSide:
         mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
         if mask is None and positions is None:
             return kwargs
-        total = mask.shape[-1] if mask is not None else int(positions.max()) + 1
+        total = int(mask.shape[-1] if mask is not None else positions.max() + 1)  # type: ignore[union-attr]
         new = total - first.seen
         if new < 1:
-            raise UnsupportedInputError(f"The KV cache has seen {first.seen} tokens, but the inputs describe only {total}.")
+            raise UnsupportedInputError(
+                f"The KV cache has seen {first.seen} tokens, but the inputs describe only {total}."
+            )
         if new < ids.shape[1]:
             kwargs["input_ids"] = ids[:, -new:]
             if positions is not None:
@@ -115,34 +117,29 @@ class TextSide:
         first = cache_layer(cache, 0)
         base = cache.get_seq_length() if cache is not None else 0
         seen = first.seen if isinstance(first, PrunedLayer) else base
-        call = self.call = Call(embeds.shape[1], base, self.sent)
-        self.sent = None
         positions = kwargs.get("position_ids")
         if positions is None:
-            positions = torch.arange(seen, seen + call.length, device=embeds.device)[None]
-        call.positions = positions
+            positions = torch.arange(seen, seen + embeds.shape[1], device=embeds.device)[None]
+        call = self.call = Call(embeds.shape[1], base, positions, self.sent)
+        self.sent = None
         if call.sent is None:
             if not base and not self.warned:
                 self.warned = True
-                warnings.warn("A prompt without images runs dense: there are no visual tokens to prune.", PruningWarning, 2)
+                warnings.warn(
+                    "A prompt without images runs dense: there are no visual tokens to prune.", PruningWarning, 2
+                )
         else:
             embeds = self._prune_entry(call, call.sent, embeds, kwargs)
         if call.entry is None and not isinstance(first, PrunedLayer):
             return None
-        if cache is not None:
-            first = pruned_layer(cache, 0)
-        kwargs = {**kwargs, "inputs_embeds": embeds}
-        kwargs["attention_mask"] = self._entry_mask(call, first, kwargs.get("attention_mask"), seen, embeds)
-        kwargs["position_ids"] = self._positions(call, first, call.entry)
-        return args, kwargs
+        return args, self.decoder.enter(call, cache, kwargs, embeds)
 
     def _prune_entry(self, call: Call, sent: Sent, embeds: Tensor, kwargs: dict[str, Any]) -> Tensor:
         for count in sorted(set(sent.counts)):
             if count:
                 self.plan.check(count)
         call.sequence = Sequence.of(sent.visual, sent.tokens, sent.counts, sent.others)
-        use_cache = kwargs.get("past_key_values") is not None or kwargs.get("use_cache", self.adapter.text_model.config.use_cache)
-        if use_cache:
+        if kwargs.get("past_key_values") is not None or kwargs.get("use_cache", self.decoder.config.use_cache):
             self.replay.forget()
         else:
             columns, valid = call.sequence.visual_columns()
@@ -158,14 +155,22 @@ class TextSide:
 
     def _leave_out(self, call: Call, sent: Sent) -> None:
         """Drop at the input what stages inside the vision encoder dropped."""
-        assert self.vision.run is not None and call.sequence is not None
+        assert self.vision.run is not None
+        assert call.sequence is not None
         for pruned in self.vision.run.pruned:
-            flags = spread(torch.ones_like(pruned.kept, dtype=torch.float32), pruned.kept, self.adapter.tokens_per_image)
+            flags = spread(
+                torch.ones_like(pruned.kept, dtype=torch.float32), pruned.kept, self.adapter.tokens_per_image
+            )
             flags = self.vision.align(flags, sent.counts) > 0
             counts = tuple(count // self.adapter.tokens_per_image * pruned.kept.shape[1] for count in sent.counts)
-            if pruned.stage.keep is not None and pruned.stage.keep.tokens is not None and max(counts) > pruned.kept.shape[1]:
+            if (
+                pruned.stage.keep is not None
+                and pruned.stage.keep.tokens is not None
+                and max(counts) > pruned.kept.shape[1]
+            ):
                 raise UnsupportedInputError(
-                    f"Stage({pruned.stage.site!r}) keeps {pruned.stage.keep}, but a sample has several images; inside the"
+                    f"Stage({pruned.stage.site!r}) keeps {pruned.stage.keep}, but a sample has several images;"
+                    " inside the"
                     " vision encoder images are pruned one by one: use Keep(ratio=...)."
                 )
             kept, real = first_columns(flags, max(counts))
@@ -177,29 +182,13 @@ class TextSide:
         if self.vision.run.pruned and counts != call.sequence.visual:
             call.sequence, call.entry = call.sequence.keep(kept, counts)
 
-    def _entry_mask(self, call: Call, first: Any, mask: Any, seen: int, embeds: Tensor) -> Any:
-        new: Tensor | int = call.length if call.entry is None else call.entry
-        padded = call.padded(call.entry) or (isinstance(first, PrunedLayer) and first.padded)
-        # Without a mask and a cache, transformers would take the gaps in the positions for the seams of packed samples.
-        if mask is None and not padded and first is not None:
-            return None
-        keys = first.cut(new, embeds.device) if isinstance(first, PrunedLayer) else new
-        assert isinstance(keys, Tensor)
-        if mask is None:
-            return (keys >= 0).expand(embeds.shape[0], -1)
-        if isinstance(mask, Tensor) and mask.shape[-1] != seen + call.length:
-            raise UnsupportedInputError(
-                f"attention_mask describes {mask.shape[-1]} tokens, but the KV cache has seen {seen} and {call.length} are new;"
-                " pass the mask of the whole conversation, dropped visual tokens included."
-            )
-        return cut_mask(mask, keys, call.entry)
-
     # --- stages ------------------------------------------------------------------------------------------------------
 
     def _stage(self, call: Call, layer: int, hidden: Tensor) -> Tensor:
         """Run the stage before `layer` on the states of the columns that are left; returns those of the kept ones."""
         stage, sequence = self.stages[layer], call.sequence
-        assert sequence is not None and call.sent is not None
+        assert sequence is not None
+        assert call.sent is not None
         columns, valid = sequence.visual_columns()
         source = sequence.ordinal.gather(1, columns).masked_fill(~valid, -1)
         if call.replay:
@@ -233,7 +222,11 @@ class TextSide:
         call.sequence, index = sequence.keep(selection.kept, counts)
         call.index = compose(call.index, index)
         call.cut.clear()
-        hidden = gather(hidden, index) if selection.owner is None else merge(hidden, columns, selection, index, call.sequence)
+        hidden = (
+            gather(hidden, index)
+            if selection.owner is None
+            else merge(hidden, columns, selection, index, call.sequence)
+        )
         return hidden
 
     def _note(self, site: str, call: Call, selection: Selection, source: Tensor) -> None:
@@ -248,90 +241,23 @@ class TextSide:
 
     def _before(self, layer: int) -> Callable[..., Any]:
         def before(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-            call, cache = self.call, kwargs.get("past_key_values")
+            call = self.call
             if call is None:
                 return None
             if layer == 0:
-                if cache is not None and (call.entry is not None or isinstance(cache_layer(cache, 0), PrunedLayer)):
-                    own = pruned_layer(cache, 0)
-                    new = call.length if call.entry is None else call.entry
-                    own.expect(new, call.length, call.padded(call.entry), self._moved(call, call.entry))
+                self.decoder.expect_entry(call, kwargs.get("past_key_values"))
                 return None
             hidden = args[0]
             if layer in self.stages and call.sequence is not None:
                 hidden = self._stage(call, layer, hidden)
-            if call.index is None and not isinstance(cache_layer(cache, layer), PrunedLayer):
-                return None
-            return (hidden, *args[1:]), self._shorten(call, layer, hidden, cache, kwargs)
+            changed = self.decoder.cut(call, layer, hidden, kwargs)
+            return None if changed is None else ((hidden, *args[1:]), changed)
 
         return before
 
-    def _shorten(self, call: Call, layer: int, hidden: Tensor, cache: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Cut masks and positions to the columns that are left at this layer, once for all layers that share them."""
-        own = None if cache is None else pruned_layer(cache, layer)
-        if own is not None and own.seen != call.base:
-            raise UnsupportedCacheError(
-                f"The KV cache of layer {layer} has seen {own.seen} tokens and that of layer 0 {call.base}: it was not filled"
-                " by the same stages from the start."
-            )
-        index = call.index
-        kwargs = dict(kwargs)
-        kwargs["attention_mask"] = call.once("mask", kwargs.get("attention_mask"), own and own.columns, lambda mask: self._mask(call, own, mask, hidden))
-        if self.compact:
-            positions = call.once("positions", call.positions, own and own.shift, lambda _: self._positions(call, own, index))
-            tables = call.once("rotary", positions, None, lambda p: self.adapter.rotary(hidden, p))
-            kwargs |= {"position_ids": positions, "position_embeddings": tables}
-        elif index is not None:
-            for name in ("position_ids", "position_embeddings"):
-                if kwargs.get(name) is not None:
-                    kwargs[name] = call.once(name, kwargs[name], None, lambda value: _gather_each(value, index))
-        if own is not None:
-            own.expect(call.entered if index is None else index, call.entered, call.padded(index), self._moved(call, index))
-        return kwargs
-
-    def _mask(self, call: Call, own: PrunedLayer | None, mask: Any, hidden: Tensor) -> Any:
-        index = call.index
-        if mask is None and not call.padded(index) and not (own is not None and own.padded):
-            return None
-        new: Tensor | int = call.entered if index is None else index
-        keys = new if own is None else own.cut(new, hidden.device)
-        assert isinstance(keys, Tensor)
-        if mask is not None:
-            return cut_mask(mask, keys, index)
-        name = self.adapter.text_model.config._attn_implementation
-        return padding_mask(keys, hidden.shape[1], name, hidden.dtype)
-
     def _leave(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """Put the states back into the caller's columns, zeros where a token was dropped."""
         call, self.call = self.call, None
-        if call is None or call.sequence is None or (call.entry is None and call.index is None):
-            return output
-        origin = call.sequence.origin.to(output.device)
-        spare = int(call.sequence.padded)  # one column more takes the padding, and is cut off
-        full = output.new_zeros(output.shape[0], call.length + spare, output.shape[-1])
-        index = torch.where(origin >= 0, origin, call.length) if spare else origin
-        return full.scatter(1, index[..., None].expand_as(output), output)[:, : call.length]
-
-    # --- positions ---------------------------------------------------------------------------------------------------
-
-    def _moved(self, call: Call, pruned: Tensor | None) -> Tensor | None:
-        """Visual tokens dropped from each row in this call, [batch, 1]; None where positions stay original."""
-        if not self.compact or pruned is None:
-            return None
-        return call.dropped(pruned.device)
-
-    def _positions(self, call: Call, own: Any, pruned: Tensor | None) -> Tensor:
-        """Position ids of the columns that are left, [batch, left]."""
-        positions = call.positions
-        assert positions is not None
-        if pruned is not None:
-            assert call.sequence is not None
-            positions = gather(positions, call.sequence.origin)
-            if self.compact:
-                positions = positions - call.gaps()
-        if self.compact and isinstance(own, PrunedLayer) and own.shift is not None:
-            positions = positions - own.shift
-        return positions
+        return output if call is None else self.decoder.restore(call, output)
 
     # --- attention ---------------------------------------------------------------------------------------------------
 
@@ -353,8 +279,3 @@ class TextSide:
                 call.attention[rows, layer] = spread(seen, ordinals, max(call.sent.counts))
 
         return observe
-
-
-def _gather_each(value: Any, index: Tensor) -> Any:
-    """Gather columns of a tensor, or of each tensor of a tuple (cosines, sines)."""
-    return tuple(gather(part, index) for part in value) if isinstance(value, tuple) else gather(value, index)

@@ -1,8 +1,8 @@
 """The vision encoder's half of a session: attention taps and pruning between encoder layers.
 
-The model reads the encoder's hidden states itself and expects all patches there. So a pruned encoder layer gets the patches
-that are left, and its output is written back over a full-length copy of its input. What was dropped leaves for good at the
-language model's input.
+The model reads the encoder's hidden states itself and expects all patches there. So a pruned encoder layer gets the
+patches that are left, and its output is written back over a full-length copy of its input. What was dropped leaves
+for good at the language model's input.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class VisionSide:
         """
         if self.run is None:
             raise NeedsError(
-                f"Attention rows {rows.queries!r} of the vision encoder are needed, but it did not run inside this session:"
+                f"Attention rows {rows.queries!r} of the vision encoder are needed, but it did not run inside this"
+                " session:"
                 " pass pixel_values instead of features computed elsewhere."
             )
         return self.run.attention[rows, layer]
@@ -109,8 +110,10 @@ class VisionSide:
         prefix, patches = self.adapter.prefix_tokens, self.adapter.tokens_per_image
         if length != prefix + patches:
             raise NeedsError(
-                f"The vision encoder runs on {length} tokens an image; {type(self.adapter.model).__name__} was expected to run"
-                f" on {prefix + patches} (images of another resolution are not supported by policies that read the encoder)."
+                f"The vision encoder runs on {length} tokens an image; {type(self.adapter.model).__name__} was"
+                " expected to run"
+                f" on {prefix + patches} (images of another resolution are not supported by policies that read the"
+                " encoder)."
             )
         every = torch.ones(images, length, dtype=torch.bool, device=hidden.device)
         patch = (torch.arange(length, device=hidden.device) >= prefix).expand(images, -1)
@@ -122,7 +125,9 @@ class VisionSide:
             self.run.output = getattr(output, "last_hidden_state", None)
 
     def _observer(self, layer: int, wanted: set[Rows]) -> Callable[..., None]:
-        def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: Any = None, **kwargs: Any) -> None:
+        def observe(
+            module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: Any = None, **kwargs: Any
+        ) -> None:
             run = self.run
             assert run is not None
             columns, _ = run.sequence.visual_columns()
@@ -182,9 +187,13 @@ class VisionSide:
         )
         selection, counts = self.select(stage, tokens)
         if selection.owner is not None:
-            raise PolicyError(f"Stage({stage.site!r}): merging inside the vision encoder is not supported; use 'input'.")
+            raise PolicyError(
+                f"Stage({stage.site!r}): merging inside the vision encoder is not supported; use 'input'."
+            )
         if min(counts) != max(counts):
-            raise PolicyError(f"Stage({stage.site!r}): inside the vision encoder every image must keep equally many patches.")
+            raise PolicyError(
+                f"Stage({stage.site!r}): inside the vision encoder every image must keep equally many patches."
+            )
         run.sequence, _ = run.sequence.keep(selection.kept, counts)
         scores = None if selection.scores is None else spread(selection.scores.float(), source, patches, torch.nan)
         run.pruned.append(Pruned(stage, source.gather(1, selection.kept), scores))
@@ -194,7 +203,8 @@ class VisionSide:
     def align(self, per_image: Tensor, visual: tuple[int, ...], fill: float = 0.0) -> Tensor:
         """Turn values per image [images, ..., patches] into values per sample [batch, ..., visual].
 
-        Images come in the order of the samples; `generate` may have repeated every sample (beams) after the encoder ran.
+        Images come in the order of the samples; `generate` may have repeated every sample (beams) after the encoder
+        ran.
 
         Raises:
             NeedsError: the numbers of images and visual tokens do not fit together.
@@ -203,8 +213,10 @@ class VisionSide:
         repeats, rest = divmod(sum(visual), images * patches)
         if rest or not repeats or len(visual) % repeats or any(v % patches for v in visual):
             raise NeedsError(
-                f"The vision encoder ran on {images} images of {patches} visual tokens, which does not fit the {sum(visual)}"
-                " visual tokens of this call; run the encoder and the language model in one session, on the same images."
+                f"The vision encoder ran on {images} images of {patches} visual tokens, which does not fit the"
+                f" {sum(visual)}"
+                " visual tokens of this call; run the encoder and the language model in one session, on the same"
+                " images."
             )
         starts, position = [], 0
         for count in visual[::repeats]:

@@ -1,7 +1,7 @@
 """Adapters name the parts of a model family; they copy no forward.
 
-An adapter says where the vision encoder, the projector and the decoder layers are and how many visual tokens an image has.
-Everything else (hooks, gathering, masks, caches) is the session's and the same for all families.
+An adapter says where the vision encoder, the projector and the decoder layers are and how many visual tokens an image
+has. Everything else (hooks, gathering, masks, caches) is the session's and the same for all families.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from prunekit.errors import SiteError, UnsupportedModelError, nearest
@@ -116,7 +117,7 @@ class ModelAdapter(ABC):
             return input_ids == self.image_token_id
         assert inputs_embeds is not None
         weight = self.model.get_input_embeddings().weight[self.image_token_id]
-        return (inputs_embeds == weight.to(inputs_embeds)).all(-1)
+        return torch.eq(inputs_embeds, weight.to(inputs_embeds)).all(-1)
 
     def rotary(self, hidden: Tensor, position_ids: Tensor) -> Any:
         """Position embeddings as the decoder layers receive them, for positions [batch, length]."""
@@ -136,9 +137,12 @@ class ModelAdapter(ABC):
             return
         name, last = type(self.model).__name__, self.feature_layer
         if last is None:
-            raise SiteError(f"{str(site)!r}: {name} mixes features of several encoder layers, so that no vision site exists.")
+            raise SiteError(
+                f"{str(site)!r}: {name} mixes features of several encoder layers, so that no vision site exists."
+            )
         raise SiteError(
-            f"{str(site)!r}: {name} takes its visual tokens from encoder layer {last} of {self.vision_depth}; allowed are"
+            f"{str(site)!r}: {name} takes its visual tokens from encoder layer {last} of {self.vision_depth};"
+            " allowed are"
             f" 'vision.0' to 'vision.{last}'."
         )
 
@@ -157,10 +161,10 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
         UnsupportedModelError: its family is not supported.
     """
     known = supported_models()
-    name = getattr(getattr(model, "config", None), "model_type", None)
+    name = str(getattr(getattr(model, "config", None), "model_type", None))
     if name not in known:
         raise UnsupportedModelError(
             f"{type(model).__name__} (model_type {name!r}) is no supported vision-language model; supported are"
-            f" {', '.join(sorted(known))}.{nearest(str(name), known)}"
+            f" {', '.join(sorted(known))}.{nearest(name, known)}"
         )
     return known[name](model)

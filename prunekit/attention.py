@@ -1,8 +1,9 @@
 """Reading attention rows while a layer runs, without eager attention and without running anything twice.
 
-transformers sends every attention call through a mapping from names to functions. While a tapped module runs, and only then,
-the entry for its implementation is a `_Switch`: it shows the call's queries and keys to the tap and passes everything on
-to the function that was there before. The tap computes the softmax for the rows that are needed, in O(rows x keys).
+transformers sends every attention call through a mapping from names to functions. While a tapped module runs, and
+only then, the entry for its implementation is a `_Switch`: it shows the call's queries and keys to the tap and passes
+everything on to the function that was there before. The tap computes the softmax for the rows that are needed, in
+O(rows x keys).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class _Switch:
 
     @classmethod
     def open(cls, module: nn.Module, observer: Observer) -> None:
-        mapping, name = _mapping(module), module.config._attn_implementation
+        mapping, name = _mapping(module), _implementation(module)
         with cls.lock:
             entry = mapping._local_mapping.get(name)
             if not isinstance(entry, cls):
@@ -60,7 +61,7 @@ class _Switch:
 
     @classmethod
     def close(cls, module: nn.Module) -> None:
-        mapping, name = _mapping(module), module.config._attn_implementation
+        mapping, name = _mapping(module), _implementation(module)
         with cls.lock:
             entry = mapping._local_mapping.get(name)
             if not isinstance(entry, cls):
@@ -76,8 +77,7 @@ class _Switch:
         observer = self.observers.get(module)
         if observer is not None:
             observer(module, query, key, mask, **kwargs)
-        name = module.config._attn_implementation  # type: ignore[union-attr]
-        function = self.before or _mapping(module)._global_mapping.get(name) or _own_eager(module)
+        function = self.before or _mapping(module)._global_mapping.get(_implementation(module)) or _own_eager(module)
         return function(module, query, key, value, mask, **kwargs)
 
 
@@ -85,12 +85,17 @@ def _mapping(module: nn.Module) -> Any:
     return getattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
 
 
+def _implementation(module: Any) -> str:
+    return module.config._attn_implementation  # type: ignore[no-any-return]
+
+
 def _own_eager(module: nn.Module) -> Callable[..., Any]:
     """Eager attention is no entry of the mapping: each modelling file has its own function of this name."""
     function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if function is None:
         raise NeedsError(
-            f"The attention of {type(module).__name__} cannot be read under attn_implementation='eager'; load with 'sdpa'."
+            f"The attention of {type(module).__name__} cannot be read under attn_implementation='eager'; load with"
+            " 'sdpa'."
         )
     return function  # type: ignore[no-any-return]
 

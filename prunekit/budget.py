@@ -1,7 +1,8 @@
 """One budget for all methods: the average number of visual tokens that enter a decoder layer.
 
-A one-stage method before the language model spends its budget in every layer; FastV runs its first layers on all tokens; STAR
-has two levels. Compared at the same count after the last stage they would be given different amounts of compute.
+A one-stage method before the language model spends its budget in every layer; FastV runs its first layers on all
+tokens; STAR has two levels. Compared at the same count after the last stage they would be given different amounts of
+compute.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def average_tokens(items: Items, visual: int, depth: int) -> float:
 def match_average(items: Items, average: float, *, visual: int, depth: int) -> tuple[Stage, ...]:
     """Turn a method's own knob until its average comes as near as possible to `average`, and not above.
 
-    The knob of a `Method` is its field `keep`, in whole tokens; that of a list of stages is a common factor on the share that
-    each of them keeps.
+    The knob of a `Method` is its field `keep`, in whole tokens; that of a list of stages is a common factor on the
+    share that each of them keeps.
 
     Args:
         items: a method, a stage or stages.
@@ -59,7 +60,8 @@ def match_average(items: Items, average: float, *, visual: int, depth: int) -> t
     if not reach[0] <= average * (1 + 1e-9) or average > visual:
         name = type(items).__name__ if isinstance(items, Method) else "this list of stages"
         raise BudgetError(
-            f"{name} cannot reach {average:g} visual tokens per decoder layer; on {depth} layers and {visual} tokens its range is"
+            f"{name} cannot reach {average:g} visual tokens per decoder layer; on {depth} layers and {visual}"
+            " tokens its range is"
             f" {reach[0]:g} to {min(reach[1], visual):g}."
         )
     least, most = 1, visual  # average_tokens grows with the knob: find the largest setting that is not above
@@ -80,7 +82,9 @@ def _at(items: Items, tokens: int, visual: int, depth: int) -> tuple[Stage, ...]
     plan = Plan.of(_list(items), depth)
     last = plan.check(visual)[-1]
     if last is None:
-        raise BudgetError(f"Stage({plan.stages[-1].site!r}) decides the number of tokens by itself; it cannot be matched.")
+        raise BudgetError(
+            f"Stage({plan.stages[-1].site!r}) decides the number of tokens by itself; it cannot be matched."
+        )
     return tuple(
         replace(stage, keep=Keep(tokens=min(visual, max(1, round(count * tokens / last)))))
         for stage, count in ((stage, stage.count(visual) or 1) for stage in plan.stages)

@@ -1,8 +1,8 @@
 """A KV-cache layer that knows which tokens it holds.
 
-transformers sizes the attention mask by the first layer's cache. A layer that was pruned holds fewer keys, so the mask has to
-be cut to the columns it kept; this layer carries those columns along through everything that happens to a cache: growth,
-beam reordering, repetition, cropping, copying.
+transformers sizes the attention mask by the first layer's cache. A layer that was pruned holds fewer keys, so the
+mask has to be cut to the columns it kept; this layer carries those columns along through everything that happens to a
+cache: growth, beam reordering, repetition, cropping, copying.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from prunekit.errors import UnsupportedCacheError
 
@@ -22,9 +22,9 @@ class PrunedLayer(DynamicLayer):
     """A `DynamicLayer` whose keys stand for a part of the columns that the mask has.
 
     Attributes:
-        columns: for each key the column of the mask that the layer is handed, [batch, n]; -1 is padding. For decoder layer 0
-            that is the caller's attention mask, for all others the one that the model made for layer 0. Keys after the
-            first n are the columns that follow, one by one (generated tokens).
+        columns: for each key the column of the mask that the layer is handed, [batch, n]; -1 is padding. For decoder
+            layer 0 that is the caller's attention mask, for all others the one that the model made for layer 0. Keys
+            after the first n are the columns that follow, one by one (generated tokens).
         seen: number of mask columns so far.
         padded: whether any of `columns` is padding (a host flag, so that decoding need not look).
         shift: how far compacted positions have moved, [batch, 1], or None.
@@ -73,7 +73,8 @@ class PrunedLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.pending is None:
             raise UnsupportedCacheError(
-                "This KV cache was pruned inside a prune(...) session, and now a model outside of one goes on with it (or"
+                "This KV cache was pruned inside a prune(...) session, and now a model outside of one goes on with"
+                " it (or"
                 " runs a layer twice). Continue inside a session with the same stages, or start with a new cache."
             )
         if isinstance(self.pending, int):
@@ -82,9 +83,9 @@ class PrunedLayer(DynamicLayer):
             self.columns, self.tail = self.cut(self.pending, key_states.device), 0
         self.seen += self._length
         self.pending = None
-        return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
+        return super().update(key_states, value_states, *args, **kwargs)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
         self._rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
@@ -119,7 +120,7 @@ class PrunedLayer(DynamicLayer):
             self.shift = change(self.shift)
 
 
-def cache_layer(cache: Cache | None, index: int) -> CacheLayerMixin | None:
+def cache_layer(cache: Cache | None, index: int) -> Any:
     """Layer `index` of a cache, or None where there is none yet."""
     return cache.layers[index] if cache is not None and index < len(cache.layers) else None
 
@@ -141,5 +142,5 @@ def pruned_layer(cache: Cache, index: int) -> PrunedLayer:
             f"{type(cache).__name__} with {type(layer).__name__} cannot be pruned: its layers cannot differ in length."
             " Use transformers.DynamicCache (the default of generate)."
         )
-    cache.layers[index] = PrunedLayer(layer)
-    return cache.layers[index]
+    cache.layers[index] = pruned = PrunedLayer(layer)
+    return pruned

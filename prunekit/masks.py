@@ -15,7 +15,8 @@ def cut_mask(mask: object, keys: Tensor, queries: Tensor | None) -> Tensor:
     """Take key columns `keys` [batch, k] and, where given, query rows `queries` [batch, q] of a mask; -1 is hidden.
 
     Args:
-        mask: [batch, heads, query, key] boolean or additive (eager, SDPA), or [batch, key] (FlashAttention, `generate`).
+        mask: [batch, heads, query, key] boolean or additive (eager, SDPA), or [batch, key] (FlashAttention,
+            `generate`).
 
     Raises:
         UnsupportedInputError: the mask is of another kind (FlexAttention's block mask).

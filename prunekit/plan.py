@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from prunekit.errors import BudgetError, PolicyError, SiteError, nearest
@@ -43,7 +44,9 @@ class Keep:
                 f"Keep takes either tokens or ratio, given tokens={self.tokens}, ratio={self.ratio}."
                 " For example Keep(tokens=64) or Keep(ratio=0.25)."
             )
-        if self.tokens is not None and (isinstance(self.tokens, bool) or self.tokens != int(self.tokens) or self.tokens < 1):
+        if self.tokens is not None and (
+            isinstance(self.tokens, bool) or self.tokens != int(self.tokens) or self.tokens < 1
+        ):
             raise BudgetError(f"Keep(tokens={self.tokens!r}): must be a whole number of at least 1.")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise BudgetError(f"Keep(ratio={self.ratio!r}): must be above 0 and at most 1.")
@@ -68,12 +71,14 @@ class Keep:
         if total == 0:
             return 0
         if self.tokens is not None and self.tokens > total:
-            raise BudgetError(f"Keep(tokens={self.tokens}): a sample has only {total} visual tokens; allowed are 1 to {total}.")
+            raise BudgetError(
+                f"Keep(tokens={self.tokens}): a sample has only {total} visual tokens; allowed are 1 to {total}."
+            )
         if self.tokens is not None and self.power == 1:
-            return int(self.tokens)
-        share = self.tokens / total if self.ratio is None else self.ratio
+            return self.tokens
+        share: float = self.ratio if self.tokens is None else self.tokens / total  # type: ignore[assignment]
         # A share that was computed as k / total must give k back: floor after removing the rounding of the product.
-        return min(total, max(1, math.floor(share**self.power * total * (1 + 1e-12))))
+        return min(total, max(1, math.floor(math.pow(share, self.power) * total * (1 + 1e-12))))
 
     def __str__(self) -> str:
         share = f"{self.tokens} tokens" if self.tokens is not None else f"ratio {self.ratio:g}"
@@ -103,7 +108,8 @@ class Site:
         match = _SITE.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise SiteError(
-                f"{text!r} is no site; sites are 'vision.<i>' (after layer i of the vision encoder), 'input' (before the"
+                f"{text!r} is no site; sites are 'vision.<i>' (after layer i of the vision encoder), 'input'"
+                " (before the"
                 f" language model) and 'decoder.<i>' (before decoder layer i, i >= 1).{_nearest_site(text)}"
             )
         if match["part"] is None:
@@ -141,9 +147,13 @@ class Stage:
         Site.parse(self.site)
         if not isinstance(self.policy, PruningPolicy):
             given = f"the class {self.policy.__name__}" if isinstance(self.policy, type) else repr(self.policy)
-            raise PolicyError(f"Stage({self.site!r}): the policy must be an instance of a PruningPolicy, given {given}.")
+            raise PolicyError(
+                f"Stage({self.site!r}): the policy must be an instance of a PruningPolicy, given {given}."
+            )
         if self.keep is None and self.policy.needs_keep:
-            raise BudgetError(f"Stage({self.site!r}): {type(self.policy).__name__} needs a budget, e.g. Keep(ratio=0.25).")
+            raise BudgetError(
+                f"Stage({self.site!r}): {type(self.policy).__name__} needs a budget, e.g. Keep(ratio=0.25)."
+            )
 
     @property
     def where(self) -> Site:
@@ -157,8 +167,8 @@ class Stage:
 class Method(ABC):
     """A named method: a frozen dataclass that answers with its stages for a given depth.
 
-    By convention its field `keep` is the budget after the last stage, as an int (tokens), a float (ratio of the original
-    count) or a `Keep`; `prunekit.budget` turns this one knob to match methods with each other.
+    By convention its field `keep` is the budget after the last stage, as an int (tokens), a float (ratio of the
+    original count) or a `Keep`; `prunekit.budget` turns this one knob to match methods with each other.
     """
 
     @abstractmethod
@@ -187,19 +197,22 @@ class Plan:
         for stage in stages:
             if stage.where.part == 2 and stage.where.index >= depth:
                 raise SiteError(
-                    f"{stage.site!r}: the language model has {depth} layers; allowed are 'decoder.1' to 'decoder.{depth - 1}'."
+                    f"{stage.site!r}: the language model has {depth} layers; allowed are 'decoder.1' to"
+                    f" 'decoder.{depth - 1}'."
                 )
-        for before, after in zip(stages, stages[1:], strict=False):
+        for before, after in pairwise(stages):
             if before.where == after.where:
                 raise SiteError(f"Two stages at {after.site!r}; a site takes one stage: combine them into one policy.")
             if before.where > after.where:
                 raise SiteError(
-                    f"Stage {after.site!r} comes after {before.site!r}, but the forward pass reaches it first; list stages in"
+                    f"Stage {after.site!r} comes after {before.site!r}, but the forward pass reaches it first; list"
+                    " stages in"
                     " the order of the forward pass: vision, input, decoder."
                 )
             if _asks_more(after.keep, before.keep):
                 raise BudgetError(
-                    f"Stage {after.site!r} is to keep {after.keep}, but {before.site!r} before it leaves only {before.keep};"
+                    f"Stage {after.site!r} is to keep {after.keep}, but {before.site!r} before it leaves only"
+                    f" {before.keep};"
                     " ratios refer to the original number of tokens."
                 )
         return cls(tuple(stages))
@@ -216,7 +229,8 @@ class Plan:
             count = stage.count(total)
             if count is not None and count > alive:
                 raise BudgetError(
-                    f"Stage {stage.site!r} is to keep {count} visual tokens ({stage.keep}) but {site} leaves only {alive}."
+                    f"Stage {stage.site!r} is to keep {count} visual tokens ({stage.keep}) but {site} leaves only"
+                    f" {alive}."
                 )
             counts.append(count)
             if count is not None:
@@ -225,7 +239,7 @@ class Plan:
 
 
 def _asks_more(after: Keep | None, before: Keep | None) -> bool:
-    """Whether `after` keeps more than `before` for every number of tokens (unknown where one is a ratio and one is not)."""
+    """Whether `after` keeps more than `before` of any number of tokens; unknown for a ratio and a number."""
     if after is None or before is None:
         return False
     if after.power != 1 or before.power != 1:
@@ -240,5 +254,9 @@ def _resolve(item: Any, depth: int) -> tuple[Stage, ...]:
         return (item,)
     if isinstance(item, Method):
         return item.stages(depth)
-    hint = " Put a policy into a Stage: Stage('input', policy, Keep(ratio=0.25))." if isinstance(item, PruningPolicy) else ""
+    hint = (
+        " Put a policy into a Stage: Stage('input', policy, Keep(ratio=0.25))."
+        if isinstance(item, PruningPolicy)
+        else ""
+    )
     raise PolicyError(f"{item!r} is neither a Stage nor a Method.{hint}")

@@ -24,7 +24,8 @@ class PruningPolicy(ABC):
     Subclasses are frozen dataclasses: their fields are the method's parameters, in Python and in YAML alike.
 
     Attributes:
-        needs: what the policy reads besides the hidden states; a class attribute, or a property where it depends on fields.
+        needs: what the policy reads besides the hidden states; a class attribute, or a property where it depends on
+            fields.
         needs_keep: False for a policy that decides the number of tokens by itself and may be staged without `Keep`.
         sites: the parts of a model where the policy has a meaning, of `vision`, `input` and `decoder`.
     """
@@ -49,8 +50,8 @@ class PruningPolicy(ABC):
 class ScoringPolicy(PruningPolicy):
     """A policy that ranks tokens by a score; the core keeps the highest.
 
-    Ties go to the token that `torch.topk` finds first; scores that are not finite, or equal for all tokens of a row, are
-    refused with `ScoresError`, since their ranking would be rounding noise.
+    Ties go to the token that `torch.topk` finds first; scores that are not finite, or equal for all tokens of a row,
+    are refused with `ScoresError`, since their ranking would be rounding noise.
     """
 
     @abstractmethod

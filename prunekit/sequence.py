@@ -1,7 +1,7 @@
 """Which token sits in which column: the bookkeeping that every gather, scatter and mask is made from.
 
-Shapes depend on host integers alone (tokens per row), and contents stay tensors on the device, so that the same code runs
-under `torch.jit.trace`, on the meta device and without waiting for a GPU.
+Shapes depend on host integers alone (tokens per row), and contents stay tensors on the device, so that the same code
+runs under `torch.jit.trace`, on the meta device and without waiting for a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Sequence:
 
     Attributes:
         origin: for each column its column in the sequence as the caller sent it, [batch, length]; -1 is padding.
-        ordinal: number of the visual token in that column within its row, [batch, length]; -1 for text, [CLS] and padding.
+        ordinal: number of the visual token in that column within its row, [batch, length]; -1 for text, [CLS] and
+            padding.
         visual: visual tokens of each row.
         other: tokens of each row that are not visual (text; in a vision encoder the prefix tokens).
     """
@@ -54,7 +55,8 @@ class Sequence:
         """Keep the visual tokens at positions `kept` (of `visual_columns`, -1 unused) and every other token.
 
         Returns:
-            The shortened sequence, padded at the left, and for each of its columns the column it comes from (-1: padding).
+            The shortened sequence, padded at the left, and for each of its columns the column it comes from (-1:
+            padding).
         """
         columns, _ = self.visual_columns()
         chosen = columns.gather(1, kept.clamp(min=0)).masked_fill(kept < 0, self.length)
@@ -78,7 +80,7 @@ def first_columns(flags: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def last_columns(flags: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The last `width` True columns of each row in order (False ones before them), and which are True: two [batch, width]."""
+    """The last `width` True columns of each row in order (after False ones), and which are True: [batch, width]."""
     index = flags.to(torch.uint8).argsort(dim=1, stable=True)[:, flags.shape[1] - width :]
     return index, flags.gather(1, index)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit._checks import Checks, check_selection
 from prunekit._text import TextSide
@@ -40,7 +40,9 @@ class Session:
         layers = _resolve_needs(plan, adapter)
         encoder = {stage.where.index: stage for stage in plan.stages if stage.where.part == 0}
         self._vision = VisionSide(adapter, encoder, layers, self._select)
-        self._text = TextSide(adapter, plan, layers, self._vision, self._select, self.trace.append, positions == "compact")
+        self._text = TextSide(
+            adapter, plan, layers, self._vision, self._select, self.trace.append, positions == "compact"
+        )
 
     def __repr__(self) -> str:
         stages = ", ".join(f"{stage.site}: {stage.policy} keeps {stage.keep}" for stage in self.plan.stages)
@@ -94,7 +96,8 @@ def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positi
         adapter.check_site(stage.where)
         if stage.site.partition(".")[0] not in stage.policy.sites:
             raise SiteError(
-                f"{type(stage.policy).__name__} cannot work at {stage.site!r}; its sites are {', '.join(stage.policy.sites)}."
+                f"{type(stage.policy).__name__} cannot work at {stage.site!r}; its sites are"
+                f" {', '.join(stage.policy.sites)}."
             )
     for hook in adapter.text_model._forward_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), TextSide):
@@ -109,22 +112,31 @@ def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positi
 
 def _resolve_needs(plan: Plan, adapter: ModelAdapter) -> Layers:
     """Which layer each row set of each stage is read from, checked against the model before a hook is placed."""
-    return {(stage.site, rows): _layer(stage, rows, adapter) for stage in plan.stages for rows in stage.policy.needs.attention}
+    return {
+        (stage.site, rows): _layer(stage, rows, adapter)
+        for stage in plan.stages
+        for rows in stage.policy.needs.attention
+    }
 
 
 def _layer(stage: Stage, rows: Rows, adapter: ModelAdapter) -> int:
     site, policy, model = stage.where, type(stage.policy).__name__, type(adapter.model).__name__
     if rows.of_vision:
         if rows.queries == "cls" and not adapter.has_cls:
-            raise NeedsError(f"{policy} reads the attention of [CLS], but the vision encoder of {model} has no [CLS] token.")
+            raise NeedsError(
+                f"{policy} reads the attention of [CLS], but the vision encoder of {model} has no [CLS] token."
+            )
         own = site.index if site.part == 0 else adapter.feature_layer
         depth = adapter.vision_depth
         if own is None and rows.layer is None:
-            raise NeedsError(f"{policy}: {model} mixes features of several encoder layers; name one with Rows(layer=...).")
+            raise NeedsError(
+                f"{policy}: {model} mixes features of several encoder layers; name one with Rows(layer=...)."
+            )
         latest = site.index if site.part == 0 else depth - 1
     elif site.part < 2:
         raise NeedsError(
-            f"{policy} reads attention from text to image ({rows.queries!r}), which exists only in the language model; place it"
+            f"{policy} reads attention from text to image ({rows.queries!r}), which exists only in the language"
+            " model; place it"
             f" at 'decoder.<i>' instead of {stage.site!r}."
         )
     else:
@@ -133,7 +145,8 @@ def _layer(stage: Stage, rows: Rows, adapter: ModelAdapter) -> int:
     assert layer is not None
     if not 0 <= layer <= latest:
         raise NeedsError(
-            f"{policy} at {stage.site!r} reads the attention of layer {rows.layer}, but allowed are 0 to {latest}: layers that"
+            f"{policy} at {stage.site!r} reads the attention of layer {rows.layer}, but allowed are 0 to {latest}:"
+            " layers that"
             " have run when the stage is reached."
         )
     return layer

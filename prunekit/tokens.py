@@ -22,13 +22,14 @@ class Rows:
     """A set of attention rows: which queries, of which layer, and how they are summed up.
 
     Attributes:
-        queries: `cls` and `visual` are rows of the vision encoder; `last` (the last token), `text` (every text token after
-            the last visual one) and `instruction` (`text` without its last `cue` tokens) are rows of the language model.
+        queries: `cls` and `visual` are rows of the vision encoder; `last` (the last token), `text` (every text token
+            after the last visual one) and `instruction` (`text` without its last `cue` tokens) are rows of the
+            language model.
         layer: the layer whose attention is read; negative counts from the end. None stands for the site's own: in the
-            vision encoder the layer that produces the features (at `vision.<i>`: layer i), in the language model the layer
-            before the site.
-        reduce: `mean` averages over heads and rows, in chunks, so that memory grows linearly with the tokens; None hands
-            over every head and row.
+            vision encoder the layer that produces the features (at `vision.<i>`: layer i), in the language model the
+            layer before the site.
+        reduce: `mean` averages over heads and rows, in chunks, so that memory grows linearly with the tokens; None
+            hands over every head and row.
         cue: tokens at the end of the prompt that belong to the chat template's cue for the answer and not to the
             instruction (`ASSISTANT:` is 1 token for the bundled model and 5 for LLaVA-1.5's tokenizer).
     """
@@ -41,7 +42,9 @@ class Rows:
     def __post_init__(self) -> None:
         allowed = get_args(Queries)
         if self.queries not in allowed:
-            raise NeedsError(f"Rows({self.queries!r}): queries are {', '.join(allowed)}.{nearest(self.queries, allowed)}")
+            raise NeedsError(
+                f"Rows({self.queries!r}): queries are {', '.join(allowed)}.{nearest(self.queries, allowed)}"
+            )
         if self.cue < 0:
             raise NeedsError(f"Rows(cue={self.cue}): must be at least 0.")
 
@@ -74,8 +77,8 @@ class Needs:
 class VisualTokens:
     """The visual tokens of a batch at one site.
 
-    Rows may hold different numbers of tokens: `valid` marks the real ones, which come first. At `vision.<i>` a batch row is
-    an image; elsewhere it is a sample.
+    Rows may hold different numbers of tokens: `valid` marks the real ones, which come first. At `vision.<i>` a batch
+    row is an image; elsewhere it is a sample.
 
     Attributes:
         hidden: states at the site, [batch, visual, dim].
@@ -111,12 +114,12 @@ class Selection:
     """Which tokens stay.
 
     Attributes:
-        kept: positions among the tokens the policy saw (not original numbers), ascending, [batch, kept]; -1 fills rows that
-            keep fewer, at the right.
+        kept: positions among the tokens the policy saw (not original numbers), ascending, [batch, kept]; -1 fills
+            rows that keep fewer, at the right.
         counts: tokens kept by each row, as host integers; None lets the core read them from `kept`.
         scores: what the ranking was made from, [batch, visual], for the trace; or None.
-        owner: for merging, the slot in `kept` that each token is averaged into, [batch, visual]; -1 drops it. A kept token
-            owns itself.
+        owner: for merging, the slot in `kept` that each token is averaged into, [batch, visual]; -1 drops it. A kept
+            token owns itself.
         weight: for merging, the weight of each token in its owner's average, [batch, visual]; None means 1.
     """
 

@@ -22,8 +22,8 @@ def tiny_random(family: str = "llava", seed: int = 0, **sizes: Any) -> tuple[nn.
         sizes: see the family's builder below.
 
     Returns:
-        The model and `make_inputs(batch=1, images=1, text=(6,), seed=0)`, where `images` and `text` are numbers for all rows
-        or one per row; shorter rows are padded at the left.
+        The model and `make_inputs(batch=1, images=1, text=(6,), seed=0)`, where `images` and `text` are numbers for
+        all rows or one per row; shorter rows are padded at the left.
     """
     builders = {"llava": _llava}
     if family not in builders:
@@ -82,8 +82,8 @@ def _llava(
         image_seq_length=patches,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-        attn_implementation=attn_implementation,
     )
+    config._attn_implementation = attn_implementation
     model = LlavaForConditionalGeneration(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # CLIP's own scale leaves its attention all but uniform

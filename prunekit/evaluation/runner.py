@@ -21,7 +21,7 @@ from prunekit.evaluation.loading import ModelFacts, load_model, load_processor, 
 from prunekit.evaluation.measure import count_operations, time_prefill
 from prunekit.evaluation.module import EvaluationModule
 from prunekit.evaluation.output import dated_folder, open_folder
-from prunekit.evaluation.overlays import draw_overlays
+from prunekit.evaluation.overlays import collect_overlays, draw_overlays
 from prunekit.evaluation.plots import draw_pareto
 from prunekit.evaluation.predictions import Prediction, PredictionFile
 from prunekit.evaluation.provenance import hardware, versions
@@ -69,10 +69,22 @@ def run(experiment: Experiment, output: Path | str | None = None) -> Result:
     done = PredictionFile(folder).read()
     _answer(experiment, trainer, model, processor, cells, folder, done)
     result = _conclude(experiment, trainer, model, processor, cells, folder, facts)
-    result.provenance.update(wall_s=round(time.time() - started, 1), continued=bool(done))
+    result.provenance["continued"] = bool(done)
     if trainer.is_global_zero:
-        _write(result, folder)
+        numbers = spread(len(experiment.task), experiment.overlay_samples)
+        found = collect_overlays(model, processor, experiment.task, cells, numbers, experiment.positions)
+        result.provenance["wall_s"] = round(time.time() - started, 1)
+        result.write(folder / RESULT)
+        draw_pareto(result, folder / "pareto.png")
+        pictures = draw_overlays(found, facts.grid, folder / "overlays") if found else []
+        write_report(result, folder / "report.html", pictures)
     return result
+
+
+def spread(samples: int, wanted: int) -> list[int]:
+    """Sample numbers across a task, prime steps apart so that they are of different families."""
+    step = max(1, samples // max(1, wanted)) | 1
+    return sorted({(i * step) % samples for i in range(min(wanted, samples))})
 
 
 def _answer(
@@ -167,8 +179,3 @@ def _notes(timed: int, costs: Sequence[dict[str, Any] | None]) -> dict[str, str]
         "uncounted_operators": ", ".join(uncounted) or "none",
     }
 
-
-def _write(result: Result, folder: Path) -> None:
-    result.write(folder / RESULT)
-    draw_pareto(result, folder / "pareto.png")
-    write_report(result, folder)

@@ -1,0 +1,216 @@
+"""The command line: `prunekit run`, `prunekit list`, `prunekit flops`.
+
+Mistakes of the user end with one message and exit code 2, Ctrl-C with 130; what a run has answered is never lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+
+from prunekit.errors import ConfigError, PrunekitError, nearest
+
+__all__ = ["main"]
+
+DESCRIPTION = """\
+Training-free pruning of visual tokens in large vision-language models, on
+unmodified Hugging Face models.
+
+commands:
+  run EXPERIMENT.yaml    compare methods at several budgets on one task
+  list KIND              policies, models, tasks or experiments
+  flops MODEL METHOD     operations of a prefill, by part, without running it
+"""
+
+EPILOG = """\
+examples:
+  prunekit run quickstart                        the shipped demo, on the bundled model
+  prunekit run my.yaml --output runs/first       results in runs/first
+  prunekit run my.yaml --output runs/first       again: continue it after an interruption
+  prunekit run my.yaml --budgets '[0.5, 64]' --task.init_args.scenes 50
+                                                 any key of the YAML is an option
+  prunekit run my.yaml --methods.STAR.init_args.layer 2
+  prunekit list policies
+  prunekit flops tiny STAR FastV --budget 0.25
+
+results:
+  runs/DATE-NAME/, or the folder that --output names, with result.json,
+  report.html (opens in a browser, works offline), pareto.png, overlays/,
+  predictions.jsonl (every answer) and config.yaml (runs the same again).
+
+a policy of your own, in my_module.py beside the YAML file:
+  from dataclasses import dataclass
+  from prunekit import ScoringPolicy
+
+  @dataclass(frozen=True)
+  class Loudest(ScoringPolicy):
+      \"\"\"Keep the visual tokens with the largest norm.\"\"\"
+      def score(self, tokens):                   # [batch, visual], higher is kept
+          return tokens.hidden.norm(dim=-1)
+
+and in the YAML file:
+  task: {class_path: Scenes, init_args: {scenes: 50}}
+  methods:
+    Loudest: my_module.Loudest                   # one stage, at the input
+    two stages:
+      - {site: input, policy: my_module.Loudest, keep: {ratio: 0.5}}
+      - {site: decoder.2, policy: CrossAttention, keep: {ratio: 0.1}}
+  budgets: [0.5, 0.25]
+
+exit codes: 0 done, 1 an unexpected error, 2 a mistake in the input, 130 Ctrl-C.
+"""
+
+
+class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """jsonargparse's help with the texts above left as they are."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _main(words)
+    except PrunekitError as error:
+        print(f"prunekit: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as error:
+        print(f"\nprunekit: interrupted. {error}".rstrip(), file=sys.stderr)
+        return 130
+
+
+def _main(words: list[str]) -> int:
+    commands = {"run": _run, "list": _list, "flops": _flops}
+    parser = ArgumentParser(
+        prog="prunekit", description=DESCRIPTION, epilog=EPILOG, formatter_class=_Help, exit_on_error=False
+    )
+    parser.add_argument("--version", action="store_true", help="Show the version and exit.")
+    parser.add_argument("command", nargs="?", help="run, list or flops; each has a --help of its own.")
+    if words and words[0] in commands:
+        return commands[words[0]](words[1:])
+    if not words:
+        parser.print_help()
+        return 0
+    if not words[0].startswith("-"):
+        raise ConfigError(
+            f"there is no command {words[0]!r}; commands are {', '.join(commands)}.{nearest(words[0], commands)}"
+        )
+    if _parse(parser, words).version:
+        import prunekit
+
+        print(f"prunekit {prunekit.__version__}")
+    return 0
+
+
+def _parse(parser: ArgumentParser, words: list[str], **settings: Any) -> Namespace:
+    try:
+        return parser.parse_args(words, **settings)
+    except ArgumentError as error:
+        raise ConfigError(f"{' '.join(str(error).split())} See {parser.prog} --help.") from None
+
+
+def _run(words: list[str]) -> int:
+    from prunekit.evaluation.config import experiment_parser, load_experiment
+
+    parser = ArgumentParser(prog="prunekit run", exit_on_error=False)
+    parser.add_argument("experiment", type=str, help="YAML file, or the name of a shipped experiment.")
+    parser.add_argument("--output", type=str, help="Folder for the results; an unfinished run in it is continued.")
+    if not words or words[0] in ("-h", "--help"):
+        whole = experiment_parser(
+            prog="prunekit run EXPERIMENT.yaml [--output DIR]",
+            usage="prunekit run EXPERIMENT.yaml [--output DIR] [--KEY VALUE ...]",
+            description="Run an experiment. Every key of the YAML file is an option, too; options win.",
+        )
+        whole.print_help()
+        return 0
+    if words[0].startswith("-"):
+        raise ConfigError("name the experiment first: prunekit run EXPERIMENT.yaml [--output DIR] [--KEY VALUE ...]")
+    output, overrides = _take_output(words[1:])
+    experiment = load_experiment(words[0], overrides)
+    return _execute(experiment, output, Path(words[0]).stem)
+
+
+def _take_output(words: list[str]) -> tuple[str | None, list[str]]:
+    """Split `--output DIR` from the options that belong to the experiment."""
+    from argparse import ArgumentParser as Plain
+
+    parser = Plain(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--output")
+    try:
+        known, rest = parser.parse_known_args(words)
+    except Exception as error:
+        raise ConfigError(f"--output: {error}") from None
+    return known.output, rest
+
+
+def _execute(experiment: Any, output: str | None, name: str) -> int:
+    from rich.console import Console
+
+    from prunekit.evaluation import runner
+    from prunekit.evaluation.output import dated_folder
+    from prunekit.evaluation.table import table
+
+    folder = Path(output) if output else dated_folder(name)
+    again = f"Continue with: prunekit run {folder / 'config.yaml'} --output {folder}"
+    try:
+        result = runner.run(experiment, folder)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(again if (folder / "config.yaml").exists() else "") from None
+    except PrunekitError:
+        if (folder / "predictions.jsonl").exists():
+            print(f"Answers so far are kept. {again}", file=sys.stderr)
+        raise
+    console = Console()
+    console.print(table(result) if console.width > 100 or not console.is_terminal else table(result))
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _list(words: list[str]) -> int:
+    from prunekit.listing import KINDS, entries
+
+    parser = ArgumentParser(prog="prunekit list", description="List what experiments can name.", exit_on_error=False)
+    parser.add_argument("kind", type=str, help=f"One of {', '.join(KINDS)}.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    chosen = _parse(parser, words)
+    found = entries(chosen.kind)
+    if chosen.json:
+        print(json.dumps([{"name": name, "description": text} for name, text in found], indent=2))
+        return 0
+    width = max(len(name) for name, _ in found)
+    for name, text in found:
+        print(f"{name:<{width}}  {text}")
+    return 0
+
+
+def _flops(words: list[str]) -> int:
+    from prunekit.costs import costs, show
+
+    parser = ArgumentParser(
+        prog="prunekit flops",
+        description="Count the multiply-adds of one prefill, by part, from a model's config.json alone.",
+        exit_on_error=False,
+    )
+    parser.add_argument("model", type=str, help="tiny, a local folder, or a hub name.")
+    parser.add_argument(
+        "methods", type=str, nargs="+", help="Methods: STAR, or '{class_path: FastV, init_args: {layer: 3}}'."
+    )
+    parser.add_argument("--budget", type=int | float, default=0.25, help="Average visual tokens per decoder layer.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    chosen = _parse(parser, words)
+    found = costs(chosen.model, chosen.methods, chosen.budget)
+    print(json.dumps(found, indent=2)) if chosen.json else show(found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
