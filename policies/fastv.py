@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunekit.plan import Keep, Method, Stage
+from prunekit.keep import Keep
+from prunekit.plan import Method, Stage
 from prunekit.policies.cross_attention import CrossAttention
 
 __all__ = ["FastV"]

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prunekit.errors import BudgetError, SiteError
-from prunekit.plan import Keep, Method, Stage
+from prunekit.keep import Keep
+from prunekit.plan import Method, Stage
 from prunekit.policies.cross_attention import CrossAttention
 from prunekit.policies.self_attention import SelfAttention
 

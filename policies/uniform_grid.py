@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunekit.plan import Keep
+from prunekit.keep import Keep
 from prunekit.policy import PruningPolicy
 from prunekit.tokens import Selection, VisualTokens
 

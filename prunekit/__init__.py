@@ -11,7 +11,8 @@ with prune(model, STAR(keep=0.25)) as session:
 
 from importlib.metadata import PackageNotFoundError, version
 
-from prunekit.plan import Keep, Method, Plan, Stage
+from prunekit.keep import Keep
+from prunekit.plan import Method, Plan, Stage
 from prunekit.policy import PruningPolicy, ScoringPolicy
 from prunekit.session import Session, prune
 from prunekit.tokens import Needs, Rows, Selection, VisualTokens

@@ -83,6 +83,7 @@ class TextSide:
         if encoded is not None or kwargs.get("pixel_values") is not None:
             visual = self.adapter.visual_mask(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             sent = Sent.read(visual, kwargs.get("attention_mask"), kwargs.get("input_ids"))
+            self.adapter.check_visual(sent.counts)
             self.sent = sent if any(sent.counts) else None
         return args[1:], kwargs
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import SiteError, UnsupportedModelError, nearest
+from prunekit.errors import SiteError, UnsupportedInputError, UnsupportedModelError, nearest
 from prunekit.plan import Site
 
 __all__ = ["ModelAdapter", "adapter_for", "supported_models"]
@@ -118,6 +118,15 @@ class ModelAdapter(ABC):
         assert inputs_embeds is not None
         weight = self.model.get_input_embeddings().weight[self.image_token_id]
         return torch.eq(inputs_embeds, weight.to(inputs_embeds)).all(-1)
+
+    def check_visual(self, counts: tuple[int, ...]) -> None:
+        """Raise `UnsupportedInputError` where the visual tokens of a call's rows are no whole images."""
+        size = self.tokens_per_image
+        if any(count % size for count in counts):
+            raise UnsupportedInputError(
+                f"The rows of this call hold {list(counts)} visual tokens, but an image has {size}: images must"
+                " arrive whole (generate without prefill_chunk_size)."
+            )
 
     def rotary(self, hidden: Tensor, position_ids: Tensor) -> Any:
         """Position embeddings as the decoder layers receive them, for positions [batch, length]."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -126,14 +127,15 @@ def attention_rows(
     Returns:
         [batch, columns] if `mean`, else [batch, heads, rows, columns] with rows that are not real set to 0.
     """
-    heads, keys = query.shape[1], key.shape[2]
+    keys = key.shape[2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     offset = keys - query.shape[2]
     parts = []
     for index, exists in zip(rows.split(_CHUNK, 1), real.split(_CHUNK, 1), strict=True):
         picked = gather(query, index, 2)  # [batch, heads, rows, head_dim]
-        grouped = picked.unflatten(1, (key.shape[1], heads // key.shape[1]))
-        logits = (grouped @ key.transpose(-1, -2)[:, :, None]).flatten(1, 2) * scaling  # [batch, heads, rows, keys]
+        grouped = rearrange(picked, "b (shared group) r d -> b shared (group r) d", shared=key.shape[1])
+        logits = grouped @ key.transpose(-1, -2) * scaling
+        logits = rearrange(logits, "b shared (group r) k -> b (shared group) r k", r=index.shape[1])
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         logits = _masked(module, logits.float(), mask, index, offset)

@@ -12,7 +12,8 @@ from dataclasses import is_dataclass, replace
 from typing import Any
 
 from prunekit.errors import BudgetError
-from prunekit.plan import Keep, Method, Plan, Stage
+from prunekit.keep import Keep
+from prunekit.plan import Method, Plan, Stage
 
 __all__ = ["average_tokens", "match_average", "tokens_per_layer"]
 

@@ -101,7 +101,8 @@ class PrunedLayer(DynamicLayer):
         count = abs(tokens_to_remove)
         if count > self.tail:
             raise UnsupportedCacheError(
-                f"Cannot take {count} tokens off this KV cache: only the last {self.tail} came after the pruned prompt."
+                f"Cannot take {count} tokens off this KV cache: only the last {self.tail} came after the pruned prompt"
+                " (assisted generation, which drafts tokens along with the prompt, is not supported)."
             )
         super().crop(tokens_to_remove)
         self.tail -= count

@@ -115,7 +115,7 @@ def _parse(parser: ArgumentParser, words: list[str], **settings: Any) -> Namespa
     try:
         return parser.parse_args(words, **settings)
     except ArgumentError as error:
-        raise ConfigError(f"{' '.join(str(error).split())} See {parser.prog} --help.") from None
+        raise ConfigError(f"{' '.join(str(error).split())}; see {parser.prog} --help.") from None
 
 
 def _run(words: list[str]) -> int:
@@ -157,7 +157,7 @@ def _execute(experiment: Any, output: str | None, name: str) -> int:
 
     from prunekit.evaluation import runner
     from prunekit.evaluation.output import dated_folder
-    from prunekit.evaluation.table import table
+    from prunekit.evaluation.table import WIDE, table
 
     folder = Path(output) if output else dated_folder(name)
     again = f"Continue with: prunekit run {folder / 'config.yaml'} --output {folder}"
@@ -169,8 +169,8 @@ def _execute(experiment: Any, output: str | None, name: str) -> int:
         if (folder / "predictions.jsonl").exists():
             print(f"Answers so far are kept. {again}", file=sys.stderr)
         raise
-    console = Console()
-    console.print(table(result) if console.width > 100 or not console.is_terminal else table(result))
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
+    console.print(table(result, console.width))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
     return 0
 

@@ -1,8 +1,7 @@
-"""What is pruned where: `Keep` (how many), sites (where), `Stage` (both, with a policy) and `Plan` (all of it)."""
+"""What is pruned where: sites, `Stage` (a policy at a site with a budget), `Method` and `Plan` (all stages)."""
 
 from __future__ import annotations
 
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,78 +10,12 @@ from itertools import pairwise
 from typing import Any
 
 from prunekit.errors import BudgetError, PolicyError, SiteError, nearest
+from prunekit.keep import Keep
 from prunekit.policy import PruningPolicy
 
-__all__ = ["Keep", "Method", "Plan", "Site", "Stage"]
+__all__ = ["Method", "Plan", "Site", "Stage"]
 
 _SITE = re.compile(r"(?P<part>vision|decoder)\.(?P<index>\d+)|input")
-
-
-@dataclass(frozen=True)
-class Keep:
-    """How many visual tokens of a sample stay: `Keep(tokens=64)` or `Keep(ratio=0.25)`.
-
-    A ratio always refers to the ORIGINAL number of visual tokens of the sample, whatever earlier stages left; the
-    count is its floor, and at least 1.
-
-    Args:
-        tokens: number of tokens.
-        ratio: share of the original tokens.
-        power: raises the share to this power; 0.5 keeps its square root, half-way to everything on a log scale.
-
-    Raises:
-        BudgetError: neither or both are given, `tokens` < 1, `ratio` outside (0, 1], or `power` outside (0, 1].
-    """
-
-    tokens: int | None = None
-    ratio: float | None = None
-    power: float = 1.0
-
-    def __post_init__(self) -> None:
-        if (self.tokens is None) == (self.ratio is None):
-            raise BudgetError(
-                f"Keep takes either tokens or ratio, given tokens={self.tokens}, ratio={self.ratio}."
-                " For example Keep(tokens=64) or Keep(ratio=0.25)."
-            )
-        if self.tokens is not None and (
-            isinstance(self.tokens, bool) or self.tokens != int(self.tokens) or self.tokens < 1
-        ):
-            raise BudgetError(f"Keep(tokens={self.tokens!r}): must be a whole number of at least 1.")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise BudgetError(f"Keep(ratio={self.ratio!r}): must be above 0 and at most 1.")
-        if not 0 < self.power <= 1:
-            raise BudgetError(f"Keep(power={self.power!r}): must be above 0 and at most 1.")
-
-    @classmethod
-    def of(cls, amount: Keep | int | float) -> Keep:
-        """Read the short form used by methods: an int is a number of tokens, a float is a ratio."""
-        if isinstance(amount, Keep):
-            return amount
-        if isinstance(amount, bool) or not isinstance(amount, (int, float)):
-            raise BudgetError(f"keep={amount!r}: must be a number of tokens (int), a ratio (float) or a Keep.")
-        return cls(tokens=amount) if isinstance(amount, int) else cls(ratio=amount)
-
-    def count(self, total: int) -> int:
-        """Number of tokens to keep of `total` original ones; 0 for a sample without visual tokens.
-
-        Raises:
-            BudgetError: more tokens are asked for than there are.
-        """
-        if total == 0:
-            return 0
-        if self.tokens is not None and self.tokens > total:
-            raise BudgetError(
-                f"Keep(tokens={self.tokens}): a sample has only {total} visual tokens; allowed are 1 to {total}."
-            )
-        if self.tokens is not None and self.power == 1:
-            return self.tokens
-        share: float = self.ratio if self.tokens is None else self.tokens / total  # type: ignore[assignment]
-        # A share that was computed as k / total must give k back: floor after removing the rounding of the product.
-        return min(total, max(1, math.floor(math.pow(share, self.power) * total * (1 + 1e-12))))
-
-    def __str__(self) -> str:
-        share = f"{self.tokens} tokens" if self.tokens is not None else f"ratio {self.ratio:g}"
-        return share if self.power == 1 else f"({share}) to the power {self.power:g}"
 
 
 @dataclass(frozen=True, order=True)

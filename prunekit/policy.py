@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from prunekit.errors import PolicyError
+from prunekit.keep import Keep
 from prunekit.tokens import Needs, Selection, VisualTokens
-
-if TYPE_CHECKING:
-    from prunekit.plan import Keep
 
 __all__ = ["PruningPolicy", "ScoringPolicy", "top_k"]
 

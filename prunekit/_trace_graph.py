@@ -1,0 +1,160 @@
+"""fvcore's analysis of one forward pass, by scope, with nothing lost on the way.
+
+Three things would be lost otherwise. Operators whose result reaches no output (an encoder's unused last layer, scores
+where everything is kept) leave the trace as dead code, although they run. Attention calls have no formula in fvcore.
+And fvcore knows only scopes that are modules, whereas a policy's work has a scope of its own
+(`prunekit.trace.cost_scope`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from fvcore.nn import jit_handles
+from fvcore.nn.jit_analysis import JitModelAnalysis
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["HANDLES", "analyse", "attention_macs", "matmul_macs"]
+
+_set_tracing_state: Callable[[Any], None] = getattr(torch._C, "_set_tracing_state")  # noqa: B009, not in torch's stubs
+Values = Sequence[Any]
+Shape = Sequence[int]
+
+
+def matmul_macs(first: Shape, second: Shape) -> int:
+    """A product of (stacks of) matrices or vectors: elements of the result times the length that is summed over."""
+    rows, columns = first[-2:-1], second[-1:] if len(second) > 1 else ()
+    stacks: Sequence[int] = torch.broadcast_shapes(tuple(first[:-2]), tuple(second[:-2]))
+    return prod(stacks) * prod(rows) * first[-1] * prod(columns)
+
+
+def attention_macs(query: Shape, key: Shape, value: Shape) -> int:
+    """Scaled dot-product attention in full, Q K^T and then the average of V.
+
+    The batch and the heads are the query's: under grouped-query attention there are fewer keys and values, each of
+    them serving a group.
+    """
+    *heads, queries, width = query
+    return prod(heads) * queries * key[-2] * (width + value[-1])
+
+
+def _shapes(values: Values) -> list[Any]:
+    return [jit_handles.get_shape(value) for value in values]
+
+
+HANDLES: dict[str, Callable[[Values, Values], Any]] = {
+    "aten::_convolution": jit_handles.conv_flop_jit,
+    "aten::addmm": jit_handles.addmm_flop_jit,
+    "aten::baddbmm": lambda inputs, outputs: matmul_macs(*_shapes(inputs[1:3])),
+    "aten::bmm": lambda inputs, outputs: matmul_macs(*_shapes(inputs[:2])),
+    "aten::dot": lambda inputs, outputs: matmul_macs(*_shapes(inputs[:2])),
+    "aten::einsum": jit_handles.einsum_flop_jit,
+    "aten::linear": jit_handles.linear_flop_jit,
+    "aten::matmul": lambda inputs, outputs: matmul_macs(*_shapes(inputs[:2])),
+    "aten::mm": lambda inputs, outputs: matmul_macs(*_shapes(inputs[:2])),
+    "aten::mv": lambda inputs, outputs: matmul_macs(*_shapes(inputs[:2])),
+    "aten::scaled_dot_product_attention": lambda inputs, outputs: attention_macs(*_shapes(inputs[:3])),
+}
+"""Multiply-adds of an operator; fvcore's own formulas for normalisation and the like are left out on purpose."""
+
+
+def analyse(
+    model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str, Any]
+) -> tuple[Counter[str], Counter[str]]:
+    """Trace `model(**tensors, **others)`.
+
+    Returns:
+        Multiply-adds by innermost scope (a module's name, or that of a `cost_scope`), and the number of calls of each
+        operator that has no formula.
+    """
+    run = _Run(model, tuple(tensors), others)
+    analysis = _ByScope(run, tuple(tensors.values()))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis.set_op_handle(**{name: _by_scope(handle) for name, handle in HANDLES.items()})
+    try:
+        counts = analysis.by_operator()
+    finally:
+        _remove_hooks(model)
+    found: Counter[str] = Counter()
+    for scope, number in counts.items():
+        found[scope.removeprefix("model.")] += int(number)
+    return found, analysis.unsupported_ops()
+
+
+class _Run(nn.Module):
+    """The forward pass, with tensors as arguments."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...], others: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model, self._names, self._others = model, names, others
+
+    def forward(self, *tensors: Tensor) -> Any:
+        with _HostNumbers():
+            output = self.model(**dict(zip(self._names, tensors, strict=True)), **self._others)[0]
+        graph = torch._C._get_tracing_state().graph()
+        for node in list(_nodes(graph)):
+            for value in node.outputs():
+                if value.isCompleteTensor():
+                    graph.registerOutput(value)  # what is an output is not dead
+        return output
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
+
+
+class _HostNumbers(TorchFunctionMode):
+    """Keeps shapes Python integers, and Python booleans out of the graph, while a trace is running.
+
+    A trace hands out shapes as tensors, which divmod() and dictionaries of a model or a policy would trip over; and its
+    passes know no operator that fills a tensor with a boolean.
+    """
+
+    _SHAPES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+    _FILLS = ("masked_fill", "masked_fill_", "scatter", "scatter_", "index_fill", "index_fill_", "fill_")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._SHAPES:
+            state = torch._C._get_tracing_state()
+            _set_tracing_state(None)
+            try:
+                return func(*args, **(kwargs or {}))
+            finally:
+                _set_tracing_state(state)
+        if getattr(func, "__name__", "") in self._FILLS:
+            args = tuple(int(value) if isinstance(value, bool) else value for value in args)
+        return func(*args, **(kwargs or {}))
+
+
+class _ByScope(JitModelAnalysis):  # type: ignore[misc]
+    """Puts everything down to the whole; the handles tell scopes apart."""
+
+    def _get_all_ancestors(self, module_name: str) -> set[str]:
+        return {""}
+
+
+def _by_scope(handle: Callable[[Values, Values], Any]) -> Callable[[Values, Values], Counter[str]]:
+    """The same count under the name of the innermost scope instead of the operator's."""
+
+    def counted(inputs: Values, outputs: Values) -> Counter[str]:
+        number = handle(inputs, outputs)
+        number = sum(number.values()) if isinstance(number, Counter) else number
+        return Counter({outputs[0].node().scopeName().split("/")[-1]: int(number)})
+
+    return counted
+
+
+def _remove_hooks(model: nn.Module) -> None:
+    """Take off fvcore's hooks, which stay behind where the forward pass raises."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if type(hook).__module__.startswith("fvcore.")]:
+                del hooks[key]

@@ -1,0 +1,214 @@
+"""Counting what a prefill costs, part by part, on the real pruned forward pass.
+
+The model runs once, with its session attached, under fvcore's tracer; every matrix product, convolution and
+attention call is counted where it happens. A policy's own work is told apart from that of the layer it reads.
+
+**Conventions.** One multiply-add (MAC) is the unit, and `flops` is twice their number. Attention is counted in full,
+queries times keys, whatever the mask hides. Padding is counted: it is computed. What is no product of matrices
+(softmax, normalisation, activations, rotary embeddings, element by element) is not counted but listed in
+`Cost.uncounted`; not even listed is what fvcore ignores by its own rule: operators that move, reshape, compare, index
+or clamp.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit._closed_form import Decoder, Encoder, linear
+from prunekit._text import TextSide
+from prunekit._trace_graph import analyse
+from prunekit.adapter import ModelAdapter, adapter_for
+from prunekit.errors import UnsupportedModelError
+from prunekit.plan import Method, Stage
+from prunekit.session import prune
+
+__all__ = ["Cost", "closed_form", "count"]
+
+Stages = Stage | Method | Sequence[Stage | Method]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds of one prefill of a batch.
+
+    Attributes:
+        macs: by part: `vision` (encoder, with layers whose output nobody uses), `projector` (and whatever else lies
+            between encoder and language model), `scorer` (the policies' own work), `prefill` (the language model),
+            `lm_head`.
+        prefill_per_layer: the decoder layers, in order, without what a policy reads there.
+        scorers: the scorer's part by scope: the site of a stage, or the layer whose attention rows it reads.
+        visual_tokens_per_layer: visual tokens that enter each decoder layer, summed over the batch.
+        uncounted: operators without a formula here, and how often they ran.
+    """
+
+    macs: dict[str, int]
+    prefill_per_layer: tuple[int, ...]
+    scorers: dict[str, int]
+    visual_tokens_per_layer: tuple[int, ...]
+    uncounted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total_macs(self) -> int:
+        """Multiply-adds of all parts."""
+        return sum(self.macs.values())
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations: a multiply-add is two."""
+        return 2 * self.total_macs
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, for JSON."""
+        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return lists | {"total_macs": self.total_macs, "flops": self.flops}
+
+
+def count(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    stages_or_method: Stages | None = None,
+    *,
+    logits_to_keep: int = 1,
+) -> Cost:
+    """Count the multiply-adds of one prefill.
+
+    Args:
+        model: a supported model; it is left as it was.
+        inputs: what the processor makes, `input_ids`, `attention_mask`, `pixel_values`. Costs are those of the batch.
+        stages_or_method: what to prune with; None counts the model as it is, in a session if it is in one.
+        logits_to_keep: positions that go through the output head; generation needs 1, 0 stands for all.
+
+    Raises:
+        UnsupportedModelError: no supported family, or attention by a kernel that a trace cannot look into.
+    """
+    adapter = adapter_for(model)
+    _check_attention(adapter)
+    given = [stages_or_method] if isinstance(stages_or_method, (Stage, Method)) else list(stages_or_method or ())
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    others = {name: value for name, value in inputs.items() if name not in tensors}
+    others |= {"use_cache": True, "return_dict": True, "logits_to_keep": logits_to_keep}
+    with torch.no_grad(), _evaluating(model), prune(model, *given) if given else nullcontext():
+        visual: list[int] = []
+        with _watch(adapter, inputs, visual):
+            counts, uncounted = analyse(model, tensors, others)
+    return _cost(adapter, counts, tuple(visual), uncounted)
+
+
+def _cost(adapter: ModelAdapter, counts: Counter[str], visual: tuple[int, ...], uncounted: Counter[str]) -> Cost:
+    """Sort the counts by scope into parts."""
+    names = {module: name for name, module in adapter.model.named_modules()}
+    parts = {
+        names[module]: part
+        for module, part in (
+            (adapter.vision_tower, "vision"),
+            (adapter.projector, "projector"),
+            (adapter.text_model, "prefill"),
+            (adapter.lm_head, "lm_head"),
+        )
+        if module is not None
+    }
+    layers = {names[layer]: index for index, layer in enumerate(adapter.decoder_layers)}
+    macs = dict.fromkeys(("vision", "projector", "scorer", "prefill", "lm_head"), 0)
+    per_layer, scorers = [0] * adapter.depth, {}
+    for scope, number in counts.items():
+        if scope.partition(".")[0] == "scorer":
+            macs["scorer"] += number
+            scorers[scope.partition(".")[2]] = number
+            continue
+        macs[next((part for name, part in parts.items() if _inside(scope, name)), "projector")] += number
+        for name, index in layers.items():
+            per_layer[index] += number * _inside(scope, name)
+    return Cost(macs, tuple(per_layer), dict(sorted(scorers.items())), visual, dict(sorted(uncounted.items())))
+
+
+def _inside(scope: str, module: str) -> bool:
+    return scope == module or scope.startswith(module + ".")
+
+
+def _check_attention(adapter: ModelAdapter) -> None:
+    """Refuse attention that would be missing from the count."""
+    for part in (adapter.vision_tower, adapter.text_model):
+        name = part.config._attn_implementation  # type: ignore[union-attr]
+        if name not in ("eager", "sdpa"):
+            raise UnsupportedModelError(
+                f"{type(part).__name__} uses the attention {name!r}, a kernel that a trace cannot look into; its cost"
+                " would be missing. Count under 'sdpa' or 'eager', which are counted alike:"
+                " model.set_attn_implementation('sdpa')."
+            )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and every module's own mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _watch(adapter: ModelAdapter, inputs: Mapping[str, Any], visual: list[int]) -> Iterator[None]:
+    """Note the visual tokens that enter each decoder layer; to be opened after the session."""
+    owners = [getattr(hook, "__self__", None) for hook in adapter.text_model._forward_pre_hooks.values()]
+    side = next((owner for owner in owners if isinstance(owner, TextSide)), None)
+    mask = adapter.visual_mask(inputs.get("input_ids"), inputs.get("inputs_embeds"))
+    present = int((mask & (inputs["attention_mask"] != 0)).sum()) if "attention_mask" in inputs else int(mask.sum())
+
+    def note(module: nn.Module, args: Any) -> None:
+        call = None if side is None else side.call
+        visual.append(present if call is None or call.sequence is None else sum(call.sequence.visual))
+
+    with ExitStack() as stack:
+        for layer in adapter.decoder_layers:
+            stack.callback(layer.register_forward_pre_hook(note).remove)
+        yield
+
+
+def closed_form(
+    model_or_config: Any,
+    visual: Sequence[int],
+    text: int,
+    *,
+    images: int = 1,
+    batch: int = 1,
+    encoder: Sequence[int] | None = None,
+    scorers: Mapping[str, int] | None = None,
+    logits_to_keep: int = 1,
+) -> Cost:
+    """The same cost from shapes alone, for LLaVA with a CLIP encoder; needs no weights and no run.
+
+    Args:
+        model_or_config: a `LlavaConfig`, or a model that has one.
+        visual: visual tokens of a sample that enter each decoder layer, e.g. `prunekit.budget.tokens_per_layer(...)`.
+        text: all other tokens of a sample.
+        images: images of a sample.
+        batch: samples.
+        encoder: tokens in each layer of the encoder, [CLS] included; by default all of them.
+        scorers: multiply-adds of the policies, by scope.
+        logits_to_keep: positions that go through the output head.
+    """
+    config = getattr(model_or_config, "config", model_or_config)
+    eyes, language = Encoder.of(config.vision_config), Decoder.of(config.text_config)
+    lengths = [eyes.tokens] * eyes.depth if encoder is None else encoder
+    features = config.vision_feature_layer
+    width = eyes.hidden * (1 if isinstance(features, int) else len(features))
+    projector = linear(eyes.patches, width, language.hidden) + linear(eyes.patches, language.hidden, language.hidden)
+    per_layer = tuple(batch * language.layer(tokens + text) for tokens in visual)
+    macs = {
+        "vision": batch * images * (eyes.embedding() + sum(eyes.layer(tokens) for tokens in lengths)),
+        "projector": batch * images * projector,
+        "scorer": sum((scorers or {}).values()),
+        "prefill": sum(per_layer),
+        "lm_head": batch * language.head(logits_to_keep),
+    }
+    return Cost(macs, per_layer, dict(scorers or {}), tuple(batch * tokens for tokens in visual))
