@@ -25,7 +25,7 @@ class UniformGrid(PruningPolicy):
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert keep is not None
-        counts = tuple(keep.count(total) for total in tokens.total)
+        counts = tokens.budget(keep)
         kept = torch.full((len(counts), max(counts)), -1)
         for row, (count, there, total) in enumerate(zip(counts, tokens.counts, tokens.total, strict=True)):
             kept[row, :count] = self._row(tokens, count, there, total)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunekit.errors import BudgetError, PolicyError, PrunekitError, ScoresError
+from prunekit.errors import PolicyError, PrunekitError, ScoresError
 from prunekit.plan import Stage
 from prunekit.tokens import Selection, VisualTokens
 
@@ -66,14 +66,10 @@ def check_selection(stage: Stage, tokens: VisualTokens, selection: Selection, ch
     if counts is None:
         counts = tuple((kept >= 0).sum(1).tolist())
     if stage.keep is not None:
-        asked = tuple(stage.keep.count(total) for total in tokens.total)
+        asked = tokens.budget(stage.keep)
         if counts != asked:
             raise PolicyError(
                 f"{who} kept {list(counts)} visual tokens of the rows, but {stage.keep} asks for {list(asked)}."
-            )
-        if any(count > there for count, there in zip(counts, tokens.counts, strict=True)):
-            raise BudgetError(
-                f"{who} is to keep {list(counts)} visual tokens, but the rows have only {list(tokens.counts)} left."
             )
     _check_values(who, tokens, kept, counts, checks)
     if selection.scores is not None:

@@ -6,6 +6,7 @@ remembers which columns it holds (`PrunedLayer`), so that the masks of later cal
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from prunekit._vision import Layers, Select, VisionSide, pick, spread, take
 from prunekit.adapter import ModelAdapter
 from prunekit.attention import attention_rows, tap
 from prunekit.cache import PrunedLayer, cache_layer
-from prunekit.errors import PruningWarning, UnsupportedInputError
+from prunekit.errors import NeedsError, PruningWarning, UnsupportedInputError
 from prunekit.plan import Plan
 from prunekit.sequence import Sequence, first_columns, gather
 from prunekit.tokens import Rows, Selection, VisualTokens
@@ -75,7 +76,9 @@ class TextSide:
     # --- the model's entry: what was sent ----------------------------------------------------------------------------
 
     def _core(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        kwargs = self._new_columns({**kwargs, **({"input_ids": args[0]} if args else {})})
+        if args:
+            kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
+        kwargs = self._new_columns(kwargs)
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         if encoded is not None and not self.vision.produced(encoded):
             self.vision.forget()
@@ -85,7 +88,7 @@ class TextSide:
             sent = Sent.read(visual, kwargs.get("attention_mask"), kwargs.get("input_ids"))
             self.adapter.check_visual(sent.counts)
             self.sent = sent if any(sent.counts) else None
-        return args[1:], kwargs
+        return (), kwargs
 
     def _new_columns(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Cut off what was seen: `generate` on a pruned cache counts its keys, and sends too many tokens again."""
@@ -148,6 +151,11 @@ class TextSide:
         if self.vision.run is not None:
             call.memory = dict(self.vision.memory)
             self._leave_out(call, sent)
+        elif any(stage.where.part == 0 for stage in self.plan.stages):
+            raise NeedsError(
+                "A stage inside the vision encoder cannot prune features that come from elsewhere: run the encoder"
+                " inside this session (pass pixel_values), or place the stage at 'input'."
+            )
         hidden = embeds if call.entry is None else gather(embeds, call.entry)
         if 0 in self.stages:
             hidden = self._stage(call, 0, hidden)

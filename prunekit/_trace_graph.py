@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from fvcore.nn import jit_handles
-from fvcore.nn.jit_analysis import JitModelAnalysis
+from fvcore.nn.jit_analysis import _IGNORED_OPS, JitModelAnalysis
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -98,7 +98,7 @@ class _Run(nn.Module):
             output = self.model(**dict(zip(self._names, tensors, strict=True)), **self._others)[0]
         graph = torch._C._get_tracing_state().graph()
         for node in list(_nodes(graph)):
-            for value in node.outputs():
+            for value in () if node.kind() in _IGNORED_OPS else node.outputs():
                 if value.isCompleteTensor():
                     graph.registerOutput(value)  # what is an output is not dead
         return output

@@ -7,7 +7,7 @@ cache: growth, beam reordering, repetition, cropping, copying.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class PrunedLayer(DynamicLayer):
     _layer_type = None
 
     def __init__(self, layer: DynamicLayer | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         if layer is not None:
             self.__dict__.update(layer.__dict__)
         self.columns: Tensor | None = None
@@ -85,8 +85,8 @@ class PrunedLayer(DynamicLayer):
         self.pending = None
         return super().update(key_states, value_states, *args, **kwargs)
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        super().reorder_cache(beam_idx)
+    def reorder_cache(self, beam_idx: Tensor) -> None:  # beam search brings int32
+        super().reorder_cache(cast(torch.LongTensor, beam_idx))
         self._rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:

@@ -26,7 +26,7 @@ unmodified Hugging Face models.
 commands:
   run EXPERIMENT.yaml    compare methods at several budgets on one task
   list KIND              policies, models, tasks or experiments
-  flops MODEL METHOD     operations of a prefill, by part, without running it
+  flops MODEL METHOD     operations of a prefill, by part
 """
 
 EPILOG = """\
@@ -165,10 +165,9 @@ def _execute(experiment: Any, output: str | None, name: str) -> int:
         result = runner.run(experiment, folder)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(again if (folder / "config.yaml").exists() else "") from None
-    except PrunekitError:
-        if (folder / "predictions.jsonl").exists():
-            print(f"Answers so far are kept. {again}", file=sys.stderr)
-        raise
+    except PrunekitError as error:
+        kept = (folder / "predictions.jsonl").exists()
+        raise type(error)(f"{error}\nAnswers so far are kept. {again}" if kept else str(error)) from None
     console = Console() if sys.stdout.isatty() else Console(width=WIDE)
     console.print(table(result, console.width))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
@@ -197,7 +196,7 @@ def _flops(words: list[str]) -> int:
 
     parser = ArgumentParser(
         prog="prunekit flops",
-        description="Count the multiply-adds of one prefill, by part, from a model's config.json alone.",
+        description="Count the multiply-adds of one prefill, by part.",
         exit_on_error=False,
     )
     parser.add_argument("model", type=str, help="tiny, a local folder, or a hub name.")

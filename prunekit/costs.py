@@ -1,4 +1,4 @@
-"""`prunekit flops`: what methods cost on a model, counted without its weights."""
+"""`prunekit flops`: what methods cost on a model, part by part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prunekit.evaluation.cells import Cell, plan_cells
 from prunekit.evaluation.config import read_methods
 from prunekit.evaluation.experiment import Experiment, ModelSpec
 from prunekit.evaluation.formats import millions
-from prunekit.evaluation.loading import load_processor, model_facts
+from prunekit.evaluation.loading import load_model, load_processor, model_facts
 from prunekit.evaluation.measure import count_operations
 from prunekit.evaluation.scenes import Scenes
 
@@ -24,7 +24,7 @@ def costs(path: str, methods: Sequence[str], budget: int | float) -> list[dict[s
     """Multiply-adds of a prefill with one image, for the dense model and each method at a budget.
 
     Args:
-        path: tiny, a local folder, or a hub name; only config.json and the processor's files are read.
+        path: tiny, a local folder, or a hub name.
         methods: as in an experiment, each as YAML text.
         budget: average visual tokens per decoder layer, as a share or a number.
     """
@@ -32,22 +32,22 @@ def costs(path: str, methods: Sequence[str], budget: int | float) -> list[dict[s
     experiment = Experiment(methods=read_methods(methods), task=Scenes(scenes=1), model=spec, budgets=[budget])
     facts = model_facts(spec)
     cells = plan_cells(experiment, facts, images=1)
-    inputs = _prompt(spec, facts.skeleton)
-    return [_row(cell, cost) for cell, cost in zip(cells, count_operations(facts.skeleton, cells, inputs), strict=True)]
+    model = load_model(spec)
+    counted = count_operations(model, cells, _prompt(spec, model))
+    return [_row(cell, cost) for cell, cost in zip(cells, counted, strict=True)]
 
 
-def _prompt(spec: ModelSpec, skeleton: Any) -> dict[str, Any]:
-    """One image and some words, on the meta device."""
+def _prompt(spec: ModelSpec, model: Any) -> dict[str, Any]:
+    """One image and some words."""
     from PIL import Image
 
     processor = load_processor(spec)
     text = f"USER: {processor.image_token} {'how ' * PROMPT_WORDS}ASSISTANT:"
-    size = int(getattr(skeleton.config.vision_config, "image_size", 336))
+    size = int(getattr(model.config.vision_config, "image_size", 336))
     try:
-        inputs = processor(images=[Image.new("RGB", (size, size))], text=[text], return_tensors="pt")
+        return dict(processor(images=[Image.new("RGB", (size, size))], text=[text], return_tensors="pt"))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model: its processor refuses one image with text: {error}") from None
-    return {name: value.to("meta") for name, value in inputs.items()}
 
 
 def _row(cell: Cell, cost: dict[str, Any] | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from prunekit.errors import BudgetError
 
@@ -36,11 +37,9 @@ class Keep:
                 f"Keep takes either tokens or ratio, given tokens={self.tokens}, ratio={self.ratio}."
                 " For example Keep(tokens=64) or Keep(ratio=0.25)."
             )
-        if self.tokens is not None and (
-            isinstance(self.tokens, bool) or self.tokens != int(self.tokens) or self.tokens < 1
-        ):
+        if self.tokens is not None and not (_is(self.tokens, Integral) and self.tokens >= 1):
             raise BudgetError(f"Keep(tokens={self.tokens!r}): must be a whole number of at least 1.")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
+        if self.ratio is not None and not (_is(self.ratio, Real) and 0 < self.ratio <= 1):
             raise BudgetError(f"Keep(ratio={self.ratio!r}): must be above 0 and at most 1.")
         if not 0 < self.power <= 1:
             raise BudgetError(f"Keep(power={self.power!r}): must be above 0 and at most 1.")
@@ -50,9 +49,9 @@ class Keep:
         """Read the short form used by methods: an int is a number of tokens, a float is a ratio."""
         if isinstance(amount, Keep):
             return amount
-        if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+        if not _is(amount, Real):
             raise BudgetError(f"keep={amount!r}: must be a number of tokens (int), a ratio (float) or a Keep.")
-        return cls(tokens=amount) if isinstance(amount, int) else cls(ratio=amount)
+        return cls(tokens=int(amount)) if _is(amount, Integral) else cls(ratio=amount)
 
     def count(self, total: int) -> int:
         """Number of tokens to keep of `total` original ones; 0 for a sample without visual tokens.
@@ -75,3 +74,8 @@ class Keep:
     def __str__(self) -> str:
         share = f"{self.tokens} tokens" if self.tokens is not None else f"ratio {self.ratio:g}"
         return share if self.power == 1 else f"({share}) to the power {self.power:g}"
+
+
+def _is(value: object, kind: type) -> bool:
+    """Whether a value is a number of this kind; `True` is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)

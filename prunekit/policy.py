@@ -37,7 +37,7 @@ class PruningPolicy(ABC):
 
         Args:
             tokens: the visual tokens at the site.
-            keep: the stage's budget; `keep.count(total)` for each of `tokens.total` is the number to keep.
+            keep: the stage's budget; `tokens.budget(keep)` is the number to keep of each row.
 
         Returns:
             The kept positions, ascending; see `Selection`.
@@ -63,15 +63,18 @@ class ScoringPolicy(PruningPolicy):
                 f"{type(self).__name__}.score must return one score per visual token, a tensor"
                 f" {list(tokens.valid.shape)} [batch, visual]; it returned {given}."
             )
+        if scores.is_complex():
+            raise PolicyError(f"{type(self).__name__}.score must return real scores; it returned {scores.dtype}.")
+        scores = scores if scores.is_floating_point() else scores.float()
         assert keep is not None  # Stage has checked it: needs_keep is True
-        counts = tuple(keep.count(total) for total in tokens.total)
+        counts = tokens.budget(keep)
         return Selection(top_k(scores, tokens, counts), counts, scores)
 
 
 def top_k(scores: Tensor, tokens: VisualTokens, counts: tuple[int, ...]) -> Tensor:
     """Positions of the `counts[row]` highest scores of each row, ascending, -1 at the right: [batch, max(counts)]."""
     most = max(counts)
-    ranked = (scores if scores.is_floating_point() else scores.float()).masked_fill(~tokens.valid, -torch.inf)
+    ranked = scores.masked_fill(~tokens.valid, -torch.inf)
     kept = ranked.topk(most, dim=-1).indices  # [batch, most], best first
     if min(counts) == most:
         return kept.sort(dim=-1).values

@@ -1,9 +1,8 @@
-"""`prune`: the context manager that attaches a plan to an unmodified model, and the session it gives."""
+"""`prune`: attaches a plan to an unmodified model, and the session that owns every hook."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Literal
 
 import torch
@@ -37,6 +36,7 @@ class Session:
         self.model, self.plan, self.adapter, self.positions = model, plan, adapter, positions
         self.trace: list[TraceRecord] = []
         self.checks = Checks()
+        self._hooks: ExitStack | None = None
         layers = _resolve_needs(plan, adapter)
         encoder = {stage.where.index: stage for stage in plan.stages if stage.where.part == 0}
         self._vision = VisionSide(adapter, encoder, layers, self._select)
@@ -48,15 +48,26 @@ class Session:
         stages = ", ".join(f"{stage.site}: {stage.policy} keeps {stage.keep}" for stage in self.plan.stages)
         return f"Session({type(self.model).__name__}; {stages})"
 
-    @contextmanager
-    def _attached(self) -> Iterator[Session]:
-        with ExitStack() as stack:
-            stack.callback(self._text.release)
-            stack.callback(self._vision.forget)
-            for side in (self._vision, self._text):
-                for handle in side.attach():
-                    stack.callback(handle.remove)
-            yield self
+    def __enter__(self) -> Session:
+        if self._hooks is not None:
+            raise SessionError("A session is used once; call prune(model, ...) again for another.")
+        for hook in self.adapter.text_model._forward_pre_hooks.values():
+            if isinstance(getattr(hook, "__self__", None), TextSide):
+                raise SessionError(
+                    "This model is already being pruned: sessions on one model cannot be nested. Give all stages to one"
+                    " prune(model, stage, stage, ...)."
+                )
+        self._hooks = ExitStack()
+        self._hooks.callback(self._text.release)
+        self._hooks.callback(self._vision.forget)
+        for handle in (*self._vision.attach(), *self._text.attach()):
+            self._hooks.callback(handle.remove)
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if self._hooks is not None:
+            self._hooks.close()
+        if kind is None:
             self.checks.settle()
 
     def _select(self, stage: Stage, tokens: VisualTokens) -> tuple[Selection, tuple[int, ...]]:
@@ -67,8 +78,7 @@ class Session:
         return selection, check_selection(stage, tokens, selection, self.checks)
 
 
-@contextmanager
-def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positions = "original") -> Iterator[Session]:
+def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positions = "original") -> Session:
     """Prune visual tokens of every prompt that `model` reads inside the `with` block.
 
     Args:
@@ -76,15 +86,15 @@ def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positi
         *stages_or_method: a named method such as `STAR(keep=0.25)`, or `Stage`s in the order of the forward pass.
         positions: `original` leaves kept tokens their position ids; `compact` numbers what is left without gaps.
 
-    Yields:
-        The session, with its `trace`.
+    Returns:
+        A session, to be used as `with prune(...) as session`: its hooks are attached inside the block alone.
 
     Raises:
         UnsupportedModelError: the model is of no supported family.
         SiteError: a stage's site does not exist on this model.
         NeedsError: a policy reads something this model does not have.
         BudgetError: stages keep more than there is.
-        SessionError: the model is already being pruned.
+        SessionError: `positions` is neither; on entering the block, the model is already being pruned.
     """
     adapter = adapter_for(model)
     if not stages_or_method:
@@ -99,15 +109,7 @@ def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positi
                 f"{type(stage.policy).__name__} cannot work at {stage.site!r}; its sites are"
                 f" {', '.join(stage.policy.sites)}."
             )
-    for hook in adapter.text_model._forward_pre_hooks.values():
-        if isinstance(getattr(hook, "__self__", None), TextSide):
-            raise SessionError(
-                "This model is already being pruned: sessions on one model cannot be nested. Give all stages to one"
-                " prune(model, stage, stage, ...)."
-            )
-    session = Session(model, plan, adapter, positions)
-    with session._attached():
-        yield session
+    return Session(model, plan, adapter, positions)
 
 
 def _resolve_needs(plan: Plan, adapter: ModelAdapter) -> Layers:

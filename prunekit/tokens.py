@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prunekit.errors import NeedsError, nearest
+from prunekit.errors import BudgetError, NeedsError, nearest
+from prunekit.keep import Keep
 
 __all__ = ["Needs", "Queries", "Rows", "Selection", "VisualTokens"]
 
@@ -107,6 +108,19 @@ class VisualTokens:
     grid: tuple[int, int] | None = None
     per_image: int | None = None
     memory: dict[str, object] = field(default_factory=dict)
+
+    def budget(self, keep: Keep) -> tuple[int, ...]:
+        """Tokens that `keep` asks of each row. A ratio never asks for more than the roundings of earlier stages left.
+
+        Raises:
+            BudgetError: a number of tokens is above what a row has left.
+        """
+        asked = tuple(keep.count(total) for total in self.total)
+        if keep.ratio is not None:
+            return tuple(map(min, asked, self.counts))
+        if any(count > there for count, there in zip(asked, self.counts, strict=True)):
+            raise BudgetError(f"Keep({keep}): the rows have only {list(self.counts)} visual tokens left.")
+        return asked
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,34 @@
 """Why a configuration was refused: the place, what is allowed there, and the nearest match.
 
-jsonargparse decides what is accepted. Where it refuses, this module walks the same types down to the smallest part that is
-refused by itself, because a message about one key is worth more than one about everything around it.
+jsonargparse decides what is accepted. Where it refuses, this module walks the same types down to the smallest part
+that is refused by itself, because a message about one key is worth more than one about everything around it.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import importlib
 import inspect
+import operator
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from prunekit.errors import PrunekitError, nearest
 
-__all__ = ["explain", "known_classes"]
+__all__ = ["explain", "explain_call", "known_classes"]
 
 
 def explain(value: Any, hint: Any, path: str) -> str | None:
     """A sentence about the smallest part of `value` that is no `hint`, or None where nothing is wrong."""
+    refusal = _judge(value, hint, path)
     arm = _arm(value, hint)
+    if refusal is None:
+        return None
     if arm is None:
         return f"{path}: expected {_say(hint)}, given {_show(value)}."
     for inner, inner_hint, inner_path in _children(value, arm, path):
@@ -31,12 +37,22 @@ def explain(value: Any, hint: Any, path: str) -> str | None:
         found = explain(inner, inner_hint, inner_path)
         if found:
             return found
-    return _judge(value, arm, path)
+    return _judge(value, arm, path) or refusal
+
+
+def explain_call(arguments: Mapping[str, Any], function: Any, path: str) -> str | None:
+    """The same about keyword arguments of a class or function."""
+    for value, hint, inner in _fields(arguments, function, path):
+        found = hint if isinstance(hint, str) else explain(value, hint, inner)
+        if found:
+            return found
+    return None
 
 
 def known_classes(base: type) -> dict[str, type]:
     """Concrete subclasses of a base that have been imported, by name."""
     found: dict[str, type] = {}
+    cls: type
     for cls in base.__subclasses__():
         found.update(known_classes(cls))
         if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
@@ -46,7 +62,7 @@ def known_classes(base: type) -> dict[str, type]:
 
 def _arm(value: Any, hint: Any) -> Any:
     """The member of a union that a value of this kind is meant for; None where there is none."""
-    arms = [a for a in _arms(hint)]
+    arms = _arms(hint)
     if len(arms) == 1:
         return arms[0]
     if value is None:
@@ -56,11 +72,15 @@ def _arm(value: Any, hint: Any) -> Any:
     classes = [a for a in arms if _is_class(a)]
     if isinstance(value, Mapping):
         plain = next((a for a in arms if _is_fields(a)), None)
-        return next((a for a in arms if get_origin(a) is dict), Union[tuple(classes)] if classes else plain)
-    if isinstance(value, str) and classes:
-        return Union[tuple(classes)]
-    rest = [a for a in arms if not _is_class(a) and not _is_fields(a) and get_origin(a) is None or get_origin(a) is Literal]
-    return Union[tuple(rest)] if rest else None
+        return next((a for a in arms if get_origin(a) is dict), _one_of(classes) if classes else plain)
+    if isinstance(value, str) and classes and str not in arms:
+        return _one_of(classes)
+    rest = [a for a in arms if get_origin(a) is Literal or not (_is_class(a) or _is_fields(a) or get_origin(a))]
+    return _one_of(rest) if rest else None
+
+
+def _one_of(arms: Sequence[Any]) -> Any:
+    return functools.reduce(operator.or_, arms)
 
 
 def _arms(hint: Any) -> tuple[Any, ...]:
@@ -98,7 +118,11 @@ def _class_children(value: Any, bases: tuple[Any, ...], path: str) -> Iterator[t
         for key in value:
             if key not in ("class_path", "init_args"):
                 allowed = ("class_path", "init_args")
-                yield value, f"{path}.{key}: not accepted here; allowed are class_path, init_args.{nearest(key, allowed)}", path
+                yield (
+                    value,
+                    f"{path}.{key}: not accepted here; allowed are class_path, init_args.{nearest(key, allowed)}",
+                    path,
+                )
     cls = _find_class(name, bases)
     if isinstance(cls, str):
         yield value, f"{path}: {cls}", path
@@ -118,7 +142,8 @@ def _find_class(name: Any, bases: tuple[Any, ...]) -> type | str:
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
-        return f"{name!r} cannot be imported ({error}). Modules are looked for beside the YAML file and in the working directory."
+        places = "beside the YAML file and in the working directory"
+        return f"{name!r} cannot be imported ({error}). Modules are looked for {places}."
     except AttributeError:
         names = [n for n, v in vars(importlib.import_module(module)).items() if inspect.isclass(v)]
         return f"module {module!r} has no {attribute!r}.{nearest(attribute, names)}"
@@ -144,7 +169,11 @@ def _fields(value: Any, cls: Any, path: str) -> Iterator[tuple[Any, Any, str]]:
         elif key in hints:
             yield item, hints[key], f"{dot}{key}"
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in value and parameter.kind is not parameter.VAR_POSITIONAL:
+        if (
+            parameter.default is parameter.empty
+            and name not in value
+            and parameter.kind is not parameter.VAR_POSITIONAL
+        ):
             yield value, f"{dot}{name}: required, but not given.", path
 
 
@@ -158,11 +187,11 @@ def _judge(value: Any, hint: Any, path: str) -> str | None:
             parser.add_class_arguments(hint, "x")
         else:
             parser.add_argument("--x", type=hint)
-        parser.instantiate(parser.parse_object({"x": value}))
+        parser.instantiate(parser.parse_object({"x": copy.deepcopy(value)}))
     except PrunekitError as error:
         text = str(error)
         return text if not path or text.startswith(path.split(".")[0]) else f"{path}: {text}"
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return f"{path}: expected {_say(hint)}, given {_show(value)}."
     return None
 

@@ -9,13 +9,15 @@ PAGE = """<!doctype html>
 <style>
 :root { --ink: #1b1f24; --soft: #5b6570; --line: #e3e7eb; --tint: #f6f8fa; --accent: #0072b2; }
 * { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+body { margin: 0; color: var(--ink); background: #fff;
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 32px 28px 64px; }
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -.01em; }
 h2 { font-size: 18px; margin: 44px 0 10px; }
 p, figcaption { color: var(--soft); margin: 4px 0 12px; max-width: 88ch; }
 .facts { display: flex; flex-wrap: wrap; gap: 10px; margin: 22px 0 6px; }
-.facts div { background: var(--tint); border: 1px solid var(--line); border-radius: 8px; padding: 9px 14px; min-width: 128px; }
+.facts div { background: var(--tint); border: 1px solid var(--line); border-radius: 8px;
+  padding: 9px 14px; min-width: 128px; }
 .facts b { display: block; font-size: 19px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .facts span { color: var(--soft); font-size: 12.5px; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
@@ -46,8 +48,9 @@ pre { overflow-x: auto; font: 12.5px/1.45 ui-monospace, Consolas, monospace; }
 <div class="facts">$facts</div>
 
 <h2>Accuracy over cost</h2>
-<p>Each point is a method at a budget; bars are 95 % intervals. The dashed line is the dense model, the band its interval.
-Switch between tokens, operations and time above the plot; click a name to hide it, double-click to see it alone.</p>
+<p>Each point is a method at a budget; bars are 95 % intervals. The dashed line is the dense model, the band its
+interval. Switch between tokens, operations and time above the plot;
+click a name to hide it, double-click to see it alone.</p>
 <div class="plot">$pareto</div>
 
 <h2>All methods and budgets</h2>

@@ -10,16 +10,15 @@ from torch import nn
 from prunekit.adapter import adapter_for
 from prunekit.budget import match_average
 from prunekit.errors import BudgetError, PrunekitError
-from prunekit.evaluation.experiment import DENSE, Experiment
+from prunekit.evaluation.experiment import DENSE, Experiment, MethodLike
 from prunekit.evaluation.loading import ModelFacts
 from prunekit.plan import Keep, Method, Plan, Stage
 from prunekit.policy import PruningPolicy
 from prunekit.session import prune
 
-__all__ = ["Budget", "Cell", "MethodLike", "plan_cells"]
+__all__ = ["Budget", "Cell", "plan_cells"]
 
 Budget = int | float | None
-MethodLike = Method | PruningPolicy | Sequence[Stage]
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,8 @@ def _items(method: MethodLike, share: float | None) -> tuple[Stage | Method, ...
     if isinstance(method, PruningPolicy):
         if share is None and method.needs_keep:
             raise BudgetError(
-                f"{type(method).__name__} alone has no budget of its own; list it as a stage with 'keep', or give budgets."
+                f"{type(method).__name__} alone has no budget of its own;"
+                " list it as a stage with 'keep', or give budgets."
             )
         return (Stage("input", method, None if share is None else Keep(ratio=share)),)
     return tuple(method)

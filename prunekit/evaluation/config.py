@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,14 +19,15 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 import prunekit.policies  # noqa: F401  (short names of policies)
 from prunekit.errors import ConfigError, nearest
 from prunekit.evaluation._explain import explain
-from prunekit.evaluation.experiment import Experiment, resolved
+from prunekit.evaluation.experiment import Experiment, MethodLike, resolved
+from prunekit.evaluation.scenes import Scenes  # noqa: F401  (its short name)
 
-__all__ = ["experiment_parser", "load_experiment", "shipped_experiments"]
+__all__ = ["experiment_parser", "load_experiment", "read_methods", "shipped_experiments"]
 
 
 def experiment_parser(**settings: Any) -> ArgumentParser:
     """A parser with one option per field of `Experiment`."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True, instantiate_subclass_spec_in_any=False)
     parser = ArgumentParser(exit_on_error=False, **settings)
     parser.add_class_arguments(Experiment, None)
     return parser
@@ -46,6 +48,21 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experime
     return replace(experiment, imports=sorted({*_absolute(experiment.imports, path), *own}))
 
 
+def read_methods(texts: Sequence[str]) -> dict[str, MethodLike]:
+    """Methods from YAML texts such as `STAR` or `{class_path: FastV, init_args: {layer: 3}}`, named by their classes.
+
+    Raises:
+        ConfigError: a text names no method.
+    """
+    raw: dict[str, Any] = {}
+    for text in texts:
+        value = yaml.safe_load(text)
+        name = str(value.get("class_path", text) if isinstance(value, dict) else value).rpartition(".")[2]
+        raw[name if name not in raw else f"{name} {len(raw) + 1}"] = value
+    with _importable([Path.cwd()]):
+        return _parse({"methods": raw, "task": "Scenes"}, (), Path("command line")).methods
+
+
 def shipped_experiments() -> dict[str, Path]:
     """YAML files that come with prunekit, by name."""
     folder = Path(str(resources.files("prunekit") / "experiments"))
@@ -55,7 +72,7 @@ def shipped_experiments() -> dict[str, Path]:
 def _parse(raw: dict[str, Any], overrides: Sequence[str], path: Path) -> Experiment:
     parser = experiment_parser(prog="prunekit run")
     try:
-        parsed = parser.parse_object(raw)
+        parsed = parser.parse_object(copy.deepcopy(raw))  # it writes into what it is given
     except ArgumentError as error:
         raise _refusal(raw, path.name, error) from None
     try:
@@ -78,7 +95,7 @@ def _overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     """The YAML with overrides put in, roughly as jsonargparse does it; only used to explain a refusal."""
     merged = copy.deepcopy(raw)
     words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    for option, text in zip(words, words[1:], strict=False):
+    for option, text in itertools.pairwise(words):
         if not option.startswith("--"):
             continue
         *parents, last = option[2:].removesuffix("+").split(".")
@@ -111,8 +128,9 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         twice = [key for key, _ in node.value if keys.count(key.value) > 1 and key.value != "<<"]
         if twice:
-            line = twice[-1].start_mark.line + 1
-            raise yaml.MarkedYAMLError(problem=f"key {twice[-1].value!r} is given twice (line {line})")
+            raise yaml.MarkedYAMLError(
+                problem=f"key {twice[-1].value!r} is given twice", problem_mark=twice[-1].start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -131,7 +149,9 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds {type(raw).__name__}, but an experiment is keys with values, such as 'methods: ...'.")
+        raise ConfigError(
+            f"{path} holds {'nothing' if raw is None else repr(raw)[:40]}, but an experiment is keys with values, such as 'methods: ...'."
+        )
     return raw
 
 

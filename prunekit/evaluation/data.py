@@ -6,10 +6,12 @@ interrupted run has compared all methods on the same samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from PIL import Image
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -40,7 +42,8 @@ def read_sample(task: Task, index: int) -> Sample:
     try:
         sample = task[index]
         for image in sample.images:
-            image.load()
+            with _closed_if_damaged(image):
+                image.load()
     except DataError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow raises all of these for damaged files
@@ -56,6 +59,16 @@ def collate(processor: Any, samples: Sequence[Sample]) -> dict[str, Tensor]:
     images = [list(sample.images) for sample in samples]
     prompts = [sample.prompt for sample in samples]
     return dict(processor(images=images, text=prompts, return_tensors="pt", padding=True))
+
+
+@contextmanager
+def _closed_if_damaged(image: Image.Image) -> Iterator[None]:
+    """Pillow leaves the file of an image open that it could not read to its end."""
+    try:
+        yield
+    except BaseException:
+        image.close()
+        raise
 
 
 class Work(Dataset[Job]):
@@ -94,5 +107,5 @@ class RunData(LightningDataModule):
         return DataLoader(self._work, batch_size=None, shuffle=False)
 
     def transfer_batch_to_device(self, batch: Job, device: Any, dataloader_idx: int) -> Job:
-        dtype = self.trainer.lightning_module.model.dtype  # type: ignore[union-attr]
-        return replace(batch, inputs=to_device(batch.inputs, device, dtype))
+        model: Any = self.trainer.lightning_module.model  # type: ignore[union-attr]
+        return replace(batch, inputs=to_device(batch.inputs, device, model.dtype))

@@ -7,14 +7,17 @@ import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
 
 from prunekit.errors import BudgetError, ConfigError, nearest
 from prunekit.evaluation.task import Task
-from prunekit.plan import Method, Stage
+from prunekit.plan import Keep, Method, Stage
 from prunekit.policy import PruningPolicy
 
-__all__ = ["DENSE", "Experiment", "ModelSpec", "resolved"]
+__all__ = ["DENSE", "Experiment", "MethodLike", "ModelSpec", "resolved"]
+
+MethodLike = Method | PruningPolicy | list[Stage]
 
 DENSE = "dense"
 """Name of the row without pruning, which every run has."""
@@ -38,7 +41,7 @@ class ModelSpec:
 class Experiment:
     """Many methods and budgets on the same samples, with the dense model as the baseline of all of them."""
 
-    methods: dict[str, Method | PruningPolicy | list[Stage]]
+    methods: dict[str, MethodLike]
     """The methods by the names that results give them. Each is a class (`STAR`, or `class_path` with `init_args`), or a
     list of stages (`site`, `policy`, `keep`). A policy alone is one stage at `input`."""
     task: Task
@@ -46,8 +49,8 @@ class Experiment:
     model: ModelSpec = field(default_factory=ModelSpec)
     """The model."""
     budgets: list[int | float] = field(default_factory=list)
-    """Average number of visual tokens per decoder layer, as a share of all (0.25) or as a number (36). Every method runs
-    at every budget. Without budgets, methods run as they are configured."""
+    """Average number of visual tokens per decoder layer, as a share of all (0.25) or as a number (36). Every method
+    runs at every budget. Without budgets, methods run as they are configured."""
     fixed: list[str] = field(default_factory=list)
     """Names of methods that run once, as configured, although there are budgets."""
     unreachable: Literal["refuse", "skip"] = "refuse"
@@ -89,10 +92,13 @@ def _check_budgets(experiment: Experiment) -> None:
     for index, budget in enumerate(experiment.budgets):
         where = f"budgets[{index}]"
         if budget <= 0:
-            raise BudgetError(f"{where}: {budget} is no budget; give a share of the visual tokens or a number of tokens.")
+            raise BudgetError(
+                f"{where}: {budget} is no budget; give a share of the visual tokens or a number of tokens."
+            )
         if isinstance(budget, float) and budget > 1:
             raise BudgetError(
-                f"{where}: {budget} is above 1; a share is at most 1.0, and a number of tokens is written without a point."
+                f"{where}: {budget} is above 1; a share is at most 1.0, and a number of tokens is"
+                " written without a point."
             )
         if experiment.budgets.index(budget) != index:
             raise BudgetError(f"{where}: {budget} is listed twice.")
@@ -105,7 +111,8 @@ def resolved(value: Any) -> Any:
         plain = {name: resolved(getattr(value, name)) for name in parameters}
         if isinstance(value, (Method, PruningPolicy, Task)):
             return {"class_path": class_path(type(value)), "init_args": plain}
-        return {k: v for k, v in plain.items() if v is not None}
+        default = {f.name: f.default for f in dataclasses.fields(value)} if isinstance(value, Keep) else {}
+        return {k: v for k, v in plain.items() if v is not None and (k not in default or v != default[k])}
     if isinstance(value, (Method, PruningPolicy, Task)):
         given = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
         plain = {name: resolved(getattr(value, name)) for name in given}
@@ -114,7 +121,9 @@ def resolved(value: Any) -> Any:
         return {str(k): resolved(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [resolved(v) for v in value]
-    return value
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value) if isinstance(value, PurePath) else class_path(type(value))
 
 
 def class_path(cls: type) -> str:

@@ -6,7 +6,7 @@ from prunekit.evaluation.cells import Budget
 from prunekit.evaluation.experiment import DENSE
 from prunekit.evaluation.result import MethodResult, Result
 
-__all__ = ["BLACK", "budget_label", "curves", "interval", "millions", "percent", "points", "styles"]
+__all__ = ["BLACK", "budget_label", "curves", "interval", "millions", "number", "percent", "points", "spaced", "styles"]
 
 BLACK = "#1b1f24"
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#5E6B73")  # Okabe and Ito's
@@ -17,7 +17,8 @@ _MARKERS = (("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamo
 def styles(names: list[str]) -> dict[str, tuple[str, str, str]]:
     """Colour, matplotlib marker and plotly symbol of each method: no two methods share both colour and marker."""
     return {
-        name: (_COLORS[i % len(_COLORS)], *_MARKERS[(i + i // len(_COLORS)) % len(_MARKERS)]) for i, name in enumerate(names)
+        name: (_COLORS[i % len(_COLORS)], *_MARKERS[(i + i // len(_COLORS)) % len(_MARKERS)])
+        for i, name in enumerate(names)
     }
 
 
@@ -44,7 +45,7 @@ def percent(value: float | None) -> str:
 
 def points(value: float) -> str:
     """A difference of shares in percentage points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval(pair: tuple[float, float] | None, signed: bool = False) -> str:
@@ -53,6 +54,21 @@ def interval(pair: tuple[float, float] | None, signed: bool = False) -> str:
         return ""
     low, high = (points(x) if signed else percent(x) for x in pair)
     return f"[{low}, {high}]"
+
+
+def number(value: float) -> str:
+    """A cost on an axis."""
+    return millions(int(value)) if value >= 10**6 else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def spaced(values: list[float], count: int) -> list[float]:
+    """Those of the values, from the largest on, that are far enough apart for `count` labels on a logarithmic axis."""
+    ordered = sorted({value for value in values if value > 0}, reverse=True)
+    chosen = ordered[:1]
+    for value in ordered[1:]:
+        if chosen[-1] / value >= (ordered[0] / ordered[-1]) ** (1 / count):
+            chosen.append(value)
+    return chosen
 
 
 def millions(value: int | None) -> str:

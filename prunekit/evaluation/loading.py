@@ -86,7 +86,9 @@ def model_facts(spec: ModelSpec) -> ModelFacts:
         with torch.device("meta"):
             skeleton = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        raise CheckpointError(f"model.path: the config.json of {spec.path!r} describes no model: {_brief(error)}") from None
+        raise CheckpointError(
+            f"model.path: the config.json of {spec.path!r} describes no model: {_brief(error)}"
+        ) from None
     adapter = adapter_for(skeleton)
     return ModelFacts(
         name=type(skeleton).__name__,
@@ -128,7 +130,7 @@ def load_model(spec: ModelSpec) -> Any:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             model_path(spec.path),
             revision=spec.revision,
             dtype=getattr(torch, spec.dtype),
@@ -144,6 +146,7 @@ def load_model(spec: ModelSpec) -> Any:
     finally:
         if bars:
             logging.enable_progress_bar()
+    model, found = loaded
     wrong = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
     if wrong:
         raise CheckpointError(

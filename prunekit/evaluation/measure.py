@@ -24,8 +24,8 @@ def time_prefill(
 ) -> list[float | None]:
     """Median prefill time of each cell in milliseconds, at the batch size of the samples; None if not reachable.
 
-    Cells take turns on every sample, so that whatever else the machine does meets all of them alike. The first round warms
-    up and does not count. The session is opened outside the time, as it is opened once for many prompts.
+    Cells take turns on every sample, so that whatever else the machine does meets all of them alike. The first round
+    warms up and does not count. The session is opened outside the time, as it is opened once for many prompts.
     """
     times: list[list[float]] = [[] for _ in cells]
     for round_ in range(ROUNDS + 1):

@@ -65,7 +65,9 @@ def _compare(folder: Path, config: Path, experiment: dict[str, Any]) -> None:
     try:
         earlier = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OutputError(f"--output {folder}: its config.yaml cannot be read: {' '.join(str(error).split())}") from None
+        raise OutputError(
+            f"--output {folder}: its config.yaml cannot be read: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(earlier, dict):
         raise OutputError(f"--output {folder}: its config.yaml is no experiment; name another folder.")
     kept = {k: v for k, v in experiment.items() if k not in FREE}

@@ -74,10 +74,10 @@ def _indices(kept: Tensor) -> NDArray[np.int64]:
 
 
 def _picture(pixels: Tensor, processor: Any) -> NDArray[np.float64]:
-    """The image as the model sees it, [rows, columns, 3] in 0 to 1: cropped and resized, so that patches lie where they are."""
+    """The image as the model sees it, [rows, columns, 3] in 0 to 1, cropped and resized: patches lie where they are."""
     channels = pixels.float().cpu().numpy().transpose(1, 2, 0)
     mean, std = (np.asarray(getattr(processor.image_processor, f"image_{name}")) for name in ("mean", "std"))
-    return np.clip(channels * std + mean, 0, 1).astype(np.float64)
+    return np.asarray(np.clip(channels * std + mean, 0, 1), np.float64)
 
 
 def draw_overlays(
@@ -100,12 +100,17 @@ def _figure(sample: Sample, picture: NDArray[np.float64], overlays: list[Overlay
     dense = next(o for o in overlays if o.name == DENSE)
     pruned = [o for o in overlays if o.name != DENSE]
     names, budgets = (list(dict.fromkeys(getattr(o, key) for o in pruned)) for key in ("name", "budget"))
-    figure = Figure(figsize=(1.75 * (len(budgets) + 1) + 0.6, 1.95 * max(1, len(names)) + 0.9), dpi=130, layout="constrained")
+    figure = Figure(
+        figsize=(1.75 * (len(budgets) + 1) + 0.6, 1.95 * max(1, len(names)) + 0.9), dpi=130, layout="constrained"
+    )
     axes = figure.subplots(max(1, len(names)), len(budgets) + 1, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     axes[0, 0].axis("on")
     _frame(axes[0, 0], picture, dense)
+    axes[0, 0].set_xlabel(
+        "full colour: kept\npale: kept by an early stage\nwhite: dropped", fontsize=7.5, color="#5b6570"
+    )
     axes[0, 0].set_title(f"dense: {dense.prediction}", fontsize=9, color=RIGHT if dense.correct else WRONG)
     for overlay in pruned:
         axis = axes[names.index(overlay.name), budgets.index(overlay.budget) + 1]
@@ -113,7 +118,9 @@ def _figure(sample: Sample, picture: NDArray[np.float64], overlays: list[Overlay
         _frame(axis, _faded(picture, overlay, grid), overlay)
         mark = "✓" if overlay.correct else "✗"
         kept = int((overlay.left == overlay.stages).sum())
-        axis.set_title(f"{mark} {overlay.prediction}  ({kept} kept)", fontsize=8, color=RIGHT if overlay.correct else WRONG)
+        axis.set_title(
+            f"{mark} {overlay.prediction}  ({kept} kept)", fontsize=8, color=RIGHT if overlay.correct else WRONG
+        )
     for row, name in enumerate(names):
         figure_label = axes[row, 1] if len(budgets) else axes[row, 0]
         figure_label.set_ylabel(name, fontsize=10)

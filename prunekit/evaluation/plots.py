@@ -22,10 +22,10 @@ def draw_pareto(result: Result, path: Path) -> None:
     """Write the picture."""
     dense = result.methods[0]
     panels: list[tuple[str, Callable[[MethodResult], float]]] = [
-        ("visual tokens per decoder layer (average)", lambda row: row.average_visual_tokens or 0.0),
+        ("visual tokens per decoder layer (average)", lambda row: row.average_visual_tokens or 0),
     ]
     if dense.total_macs:
-        panels.append(("multiply-adds of one prefill (millions)", lambda row: (row.total_macs or 0) / 1e6))
+        panels.append(("multiply-adds of one prefill", lambda row: row.total_macs or 0))
     figure = Figure(figsize=(6.4 * len(panels), 5.2), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (label, cost) in zip(axes, panels, strict=True):
@@ -35,7 +35,9 @@ def draw_pareto(result: Result, path: Path) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), frameon=False, fontsize=10)
     figure.suptitle(
-        f"{result.task['name']}: {result.task['samples']:,} questions, {result.model['name']}", fontsize=12, color=formats.BLACK
+        f"{result.task['name']}: {result.task['samples']:,} questions, {result.model['name']}",
+        fontsize=12,
+        color=formats.BLACK,
     )
     figure.savefig(path)
 
@@ -66,7 +68,7 @@ def _panel(axis: Axes, result: Result, cost: Callable[[MethodResult], float]) ->
             markeredgewidth=0.6,
         )
     axis.set_xscale("log")
-    _ticks(axis, sorted({cost(row) for rows in lines.values() for row in rows} | {cost(dense)}))
+    _ticks(axis, [cost(row) for rows in lines.values() for row in rows] + [cost(dense)])
     axis.grid(alpha=0.25, lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -79,12 +81,6 @@ def _bars(row: MethodResult) -> tuple[float, float]:
 
 def _ticks(axis: Axes, values: list[float]) -> None:
     """Ticks at costs that occur, as far as their labels do not touch."""
-    if not values or values[0] <= 0:
-        return
-    chosen, step = [values[-1]], (values[-1] / values[0]) ** (1 / 9)
-    for value in reversed(values[:-1]):
-        if chosen[-1] / value >= step:
-            chosen.append(value)
-    axis.xaxis.set_major_locator(FixedLocator(chosen))
+    axis.xaxis.set_major_locator(FixedLocator(formats.spaced(values, count=9)))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}" if value < 1000 else f"{value:,.0f}"))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.number(value)))

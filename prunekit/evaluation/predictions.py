@@ -112,4 +112,6 @@ def _lines(path: Path) -> Iterator[Prediction]:
             record = json.loads(line)
             yield Prediction(**{name: record[name] for name in _NAMES})
         except (ValueError, TypeError, KeyError) as error:
-            raise OutputError(f"{path}, line {number} is no prediction ({error}); remove that line and run again.") from None
+            raise OutputError(
+                f"{path}, line {number} is no prediction ({error}); remove that line and run again."
+            ) from None

@@ -11,14 +11,20 @@ from typing import Any
 
 import torch
 
+import prunekit
+
 __all__ = ["hardware", "versions"]
 
-PACKAGES = ("prunekit", "torch", "transformers", "pytorch-lightning", "torchmetrics", "numpy", "pillow", "fvcore")
+PACKAGES = ("torch", "transformers", "pytorch-lightning", "torchmetrics", "numpy", "pillow", "fvcore")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    return {
+        "prunekit": prunekit.__version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+    }
 
 
 def _version(name: str) -> str:

@@ -15,11 +15,15 @@ from plotly.offline import get_plotlyjs
 
 from prunekit.evaluation import formats
 from prunekit.evaluation._page import PAGE
-from prunekit.evaluation.experiment import DENSE
+from prunekit.evaluation._report_tables import families_table, methods_table
 from prunekit.evaluation.result import MethodResult, Result
 
 __all__ = ["write_report"]
 
+NOTE = (
+    "Budgets are averages of visual tokens over the decoder layers, so that methods with one and with two stages spend"
+    " the same. Lost: only the dense model is right; gained: only the method is."
+)
 Cost = Callable[[MethodResult], float | None]
 _COSTS: tuple[tuple[str, str, Cost], ...] = (
     ("Visual tokens", "visual tokens per decoder layer (average)", lambda row: row.average_visual_tokens),
@@ -42,12 +46,9 @@ def write_report(result: Result, path: Path, pictures: Sequence[Path] = ()) -> N
         facts=_facts(result),
         plotly=get_plotlyjs(),
         pareto=_pareto(result),
-        note=escape(
-            "Budgets are averages of visual tokens over the decoder layers, so that methods with one and with two stages"
-            " spend the same. Lost: only the dense model is right; gained: only the method is."
-        ),
-        table=_table(result),
-        families=_families(result),
+        note=escape(NOTE),
+        table=methods_table(result),
+        families=families_table(result),
         overlays=_overlays(pictures),
         config=escape(yaml.safe_dump(result.experiment, sort_keys=False, allow_unicode=True)),
         provenance=escape(json.dumps(provenance, indent=2, ensure_ascii=False)),
@@ -97,7 +98,10 @@ def _pareto(result: Result) -> str:
         {
             "label": label,
             "method": "update",
-            "args": [{"x": [[cost(row) for row in rows] for rows in lines.values()]}, {"xaxis.title.text": axis}],
+            "args": [
+                {"x": [[cost(row) for row in rows] for rows in lines.values()]},
+                {"xaxis.title.text": axis, **{f"xaxis.{key}": value for key, value in _ticks(result, cost).items()}},
+            ],
         }
         for label, axis, cost in costs
     ]
@@ -105,14 +109,22 @@ def _pareto(result: Result) -> str:
         template="plotly_white",
         height=520,
         margin={"l": 60, "r": 20, "t": 56, "b": 60},
-        xaxis={"type": "log", "title": {"text": costs[0][1]}, "dtick": "D2"},
+        xaxis={"type": "log", "title": {"text": costs[0][1]}, **_ticks(result, costs[0][2])},
         yaxis={"title": {"text": "accuracy (%)"}},
         font={"family": "system-ui, sans-serif", "color": formats.BLACK},
         hoverlabel={"align": "left"},
-        updatemenus=[{"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.13, "buttons": buttons}],
+        updatemenus=[
+            {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.13, "buttons": buttons}
+        ],
     )
     html = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
     return str(html)
+
+
+def _ticks(result: Result, cost: Cost) -> dict[str, list[object]]:
+    """Ticks at costs that occur, as far as their labels do not touch."""
+    values = formats.spaced([value for row in result.methods if (value := cost(row))], count=14)
+    return {"tickvals": list(values), "ticktext": [formats.number(value) for value in values]}
 
 
 def _bars(rows: list[MethodResult]) -> dict[str, object]:
@@ -139,76 +151,17 @@ def _hover(row: MethodResult) -> str:
     return "<br>".join(part for part in parts if part)
 
 
-_HEADS = ("method", "budget", "tokens/layer", "last stage", "accuracy %", "vs dense", "lost", "gained", "MACs", "prefill ms")
-
-
-def _table(result: Result) -> str:
-    looks = formats.styles(list(formats.curves(result)))
-    heads = "".join(f'<th data-sort="no">{escape(head)}</th>' for head in _HEADS)
-    body = "".join(_row(row, looks) for row in result.methods)
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _row(row: MethodResult, looks: dict[str, tuple[str, str, str]]) -> str:
-    name = _name(row, looks)
-    if row.accuracy is None:
-        return f'<tr><td>{name}</td><td>{formats.budget_label(row.budget)}</td>' + (
-            f'<td class="none" colspan="{len(_HEADS) - 2}">not reachable: {escape(row.reason or "")}</td></tr>'
-        )
-    versus = row.versus_dense
-    cells = [
-        (row.budget, formats.budget_label(row.budget)),
-        (row.average_visual_tokens, f"{row.average_visual_tokens:.1f}"),
-        (row.final_visual_tokens, f"{row.final_visual_tokens:.0f}"),
-        (row.accuracy, f"{formats.percent(row.accuracy)} <small>{formats.interval(row.interval)}</small>"),
-        (versus and versus.difference, versus and _versus(versus.difference, versus.interval)),
-        (versus and versus.lost, versus and str(versus.lost)),
-        (versus and versus.gained, versus and str(versus.gained)),
-        (row.total_macs, formats.millions(row.total_macs)),
-        (row.prefill_ms, "" if row.prefill_ms is None else f"{row.prefill_ms:.1f}"),
-    ]
-    columns = "".join(f'<td data-value="{"" if value is None else value}">{text or ""}</td>' for value, text in cells)
-    return f'<tr class="{"dense" if row.name == DENSE else ""}"><td>{name}</td>{columns}</tr>'
-
-
-def _versus(difference: float, pair: tuple[float, float]) -> str:
-    return f"{formats.points(difference)} <small>{formats.interval(pair, signed=True)}</small>"
-
-
-def _name(row: MethodResult, looks: dict[str, tuple[str, str, str]]) -> str:
-    color = looks[row.name][0] if row.name in looks else formats.BLACK
-    return f'<i class="swatch" style="background:{color}"></i>{escape(row.name)}'
-
-
-def _families(result: Result) -> str:
-    dense, names = result.methods[0], list(result.methods[0].families)
-    looks = formats.styles(list(formats.curves(result)))
-    heads = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
-    body = []
-    for row in result.methods:
-        if row.accuracy is None:
-            continue
-        cells = "".join(_family(row.families[name], dense.families[name]) for name in names)
-        label = f'<td>{_name(row, looks)}</td><td>{formats.budget_label(row.budget)}</td>'
-        body.append(f'<tr class="{"dense" if row.name == DENSE else ""}">{label}{cells}</tr>')
-    return f"<table><thead><tr><th>method</th><th>budget</th>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def _family(accuracy: float, dense: float) -> str:
-    """Blue where better than dense, orange where worse: a pair that colour-blind readers can tell apart."""
-    gap = max(-1.0, min(1.0, (accuracy - dense) / 0.5))
-    color = "213,94,0" if gap < 0 else "0,114,178"
-    return f'<td style="background:rgba({color},{abs(gap) * 0.65:.2f})">{formats.percent(accuracy)}</td>'
-
-
 def _overlays(pictures: Sequence[Path]) -> str:
     if not pictures:
         return ""
     images = "".join(
-        f'<img alt="kept tokens, {escape(path.stem)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-        for path in pictures
+        f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{_base64(path)}">' for path in pictures
     )
     return (
-        "<h2>Kept tokens</h2><p>What each method leaves of an image; patches are paler the earlier they are dropped. Green: the"
-        f' answer is right, orange: it is wrong.</p><div class="pictures">{images}</div>'
+        "<h2>Kept tokens</h2><p>What each method leaves of an image; patches are paler the earlier they are dropped."
+        f' Green: the answer is right, orange: it is wrong.</p><div class="pictures">{images}</div>'
     )
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()

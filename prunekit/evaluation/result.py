@@ -115,9 +115,7 @@ def average_tokens(kept: Mapping[str, int], visual: int, depth: int) -> float:
     return sum(layers) / depth
 
 
-def summarise(
-    cells: Sequence[Cell], predictions: Sequence[Prediction], depth: int, seed: int
-) -> list[MethodResult]:
+def summarise(cells: Sequence[Cell], predictions: Sequence[Prediction], depth: int, seed: int) -> list[MethodResult]:
     """Rows without costs, from the predictions of all cells on the same samples.
 
     Args:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Trainer, seed_everything
 
 from prunekit.errors import DataError
@@ -18,7 +17,7 @@ from prunekit.evaluation.cells import Cell, plan_cells
 from prunekit.evaluation.data import RunData, Work, collate, read_sample
 from prunekit.evaluation.experiment import Experiment, resolved
 from prunekit.evaluation.loading import ModelFacts, load_model, load_processor, model_facts
-from prunekit.evaluation.measure import count_operations, time_prefill
+from prunekit.evaluation.measure import ROUNDS, count_operations, time_prefill
 from prunekit.evaluation.module import EvaluationModule
 from prunekit.evaluation.output import dated_folder, open_folder
 from prunekit.evaluation.overlays import collect_overlays, draw_overlays
@@ -39,15 +38,15 @@ def run(experiment: Experiment, output: Path | str | None = None) -> Result:
 
     Args:
         experiment: what to run.
-        output: the folder for results; one that holds an unfinished run of the same experiment is continued. By default a
-            new folder under `runs/`.
+        output: the folder for results; one that holds an unfinished run of the same experiment is continued. By
+            default a new folder under `runs/`.
 
     Returns:
         The result, which is also in `result.json` in the folder.
 
     Raises:
-        PrunekitError: a mistake in the experiment. All of them but damaged weights and images are found before anything is
-            loaded.
+        PrunekitError: a mistake in the experiment. All of them but damaged weights and images are found before
+            anything is loaded.
         KeyboardInterrupt: Ctrl-C. What has been answered is kept.
     """
     facts = model_facts(experiment.model)
@@ -135,13 +134,14 @@ def _conclude(
     model.to(device)
     wanted = min(experiment.timing_samples, len(experiment.task))
     singles = [
-        to_device(collate(processor, [read_sample(experiment.task, i)]), device, model.dtype) for i in range(max(1, wanted))
+        to_device(collate(processor, [read_sample(experiment.task, i)]), device, model.dtype)
+        for i in range(max(1, wanted))
     ]
     times = time_prefill(model, cells, singles, experiment.positions) if wanted else [None] * len(cells)
     costs = count_operations(model, cells, singles[0])
     rows = summarise(cells, PredictionFile(folder).read(), facts.depth, experiment.seed)
     methods = [
-        replace(row, prefill_ms=ms, macs=cost and cost["macs"], flops=cost and cost["flops"])
+        replace(row, prefill_ms=ms, macs=cost["macs"] if cost else None, flops=cost["flops"] if cost else None)
         for row, ms, cost in zip(rows, times, costs, strict=True)
     ]
     return Result(
@@ -174,8 +174,7 @@ def _notes(timed: int, costs: Sequence[dict[str, Any] | None]) -> dict[str, str]
     uncounted = sorted({name for cost in costs if cost for name in cost["uncounted"]})
     return {
         "interval": "95 % percentile bootstrap, 2,000 resamples of groups (images) with all their questions",
-        "prefill_ms": f"median over {timed} prompts and 3 rounds, batch size 1, methods in turns, after one warm-up round",
+        "prefill_ms": f"median of {timed} prompts x {ROUNDS} rounds, batch size 1, methods in turns, after a warm-up",
         "macs": "multiply-adds of one prefill at batch size 1; flops = 2 x macs",
         "uncounted_operators": ", ".join(uncounted) or "none",
     }
-

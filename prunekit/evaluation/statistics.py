@@ -1,7 +1,7 @@
 """Accuracies with intervals that know that questions about one image are not independent.
 
-All intervals are 95 % percentile intervals of a bootstrap that resamples groups (scenes, images) with all their samples.
-Every method of a run is resampled with the same weights, so a difference between two methods is paired.
+All intervals are 95 % percentile intervals of a bootstrap that resamples groups (scenes, images) with all their
+samples. Every method of a run is resampled with the same weights, so a difference between two methods is paired.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.table import Table
 
 from prunekit.evaluation import formats
@@ -10,42 +11,53 @@ from prunekit.evaluation.result import MethodResult, Result
 
 __all__ = ["table"]
 
-_COLUMNS = ("budget", "tokens/layer", "last", "accuracy %", "95 %", "vs dense", "95 %", "lost/gained", "MACs", "ms")
+_NARROW = ("budget", "tokens/layer", "last", "accuracy %", "vs dense")
+_WIDE = (*_NARROW, "lost", "gained", "MACs", "ms")
+WIDE = 118
+"""Columns of a terminal from which on everything is shown; the report shows everything in any case."""
 
 
-def table(result: Result) -> Table:
-    """One line per method and budget; a rule between methods."""
-    questions = result.task["samples"]
+def table(result: Result, width: int = WIDE) -> Table:
+    """One line per method and budget, a rule between methods."""
+    names = _WIDE if width >= WIDE else _NARROW
+    explained = (
+        "tokens/layer: visual tokens per decoder layer on average · last: after the last stage · [95 % interval]"
+    )
+    more = " · lost, gained: only dense right, only the method right · ms: prefill at batch size 1"
     shown = Table(
-        title=f"{result.task['name']}, {questions:,} questions · {result.model['name']} ({result.model['path']})",
-        caption="tokens/layer: average visual tokens per decoder layer · last: after the last stage · "
-        "lost/gained: only dense right / only the method right · ms: prefill, batch size 1",
+        title=f"{result.task['name']}, {result.task['samples']:,} questions, {result.model['name']}",
+        caption=explained + (more if names is _WIDE else ""),
         header_style="bold",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     shown.add_column("method", no_wrap=True)
-    for name in _COLUMNS:
+    for name in names:
         shown.add_column(name, justify="right", no_wrap=True)
     for row, following in zip(result.methods, [*result.methods[1:], None], strict=True):
-        shown.add_row(*_line(row), end_section=following is None or following.name != row.name)
+        style = "bold" if row.name == DENSE else None
+        shown.add_row(
+            *_line(row)[: len(names) + 1], style=style, end_section=not following or following.name != row.name
+        )
     return shown
 
 
 def _line(row: MethodResult) -> list[str]:
     if row.accuracy is None:
-        return [row.name, formats.budget_label(row.budget), f"[dim]not reachable{_least(row)}[/dim]"]
+        return [row.name, formats.budget_label(row.budget), "", "", f"not reachable{_least(row)}"]
     versus = row.versus_dense
-    bold = "bold" if row.name == DENSE else "none"
     return [
-        f"[{bold}]{row.name}[/{bold}]",
+        row.name,
         formats.budget_label(row.budget),
         f"{row.average_visual_tokens:.1f}",
         f"{row.final_visual_tokens:.0f}",
-        f"[{bold}]{formats.percent(row.accuracy)}[/{bold}]",
-        formats.interval(row.interval),
-        "" if versus is None else formats.points(versus.difference),
-        "" if versus is None else formats.interval(versus.interval, signed=True),
-        "" if versus is None else f"{versus.lost}/{versus.gained}",
+        f"{formats.percent(row.accuracy)} {formats.interval(row.interval)}",
+        ""
+        if versus is None
+        else f"{formats.points(versus.difference)} {formats.interval(versus.interval, signed=True)}",
+        "" if versus is None else str(versus.lost),
+        "" if versus is None else str(versus.gained),
         formats.millions(row.total_macs),
         "" if row.prefill_ms is None else f"{row.prefill_ms:.1f}",
     ]

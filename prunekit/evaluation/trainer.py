@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from prunekit.errors import ConfigError
-from prunekit.evaluation._explain import explain
+from prunekit.evaluation._explain import explain_call
 
 __all__ = ["make_trainer", "test"]
 
@@ -35,7 +35,7 @@ def make_trainer(settings: dict[str, Any]) -> Trainer:
         with _quiet():
             return Trainer(**vars(arguments))
     except ArgumentError as error:
-        sentence = explain(settings, Trainer, "trainer") or f"trainer: {' '.join(str(error).split())}"
+        sentence = explain_call(settings, Trainer, "trainer") or f"trainer: {' '.join(str(error).split())}"
         raise ConfigError(sentence) from None
     except Exception as error:  # each backend and logger has errors of its own: no device, no such package, ...
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error

@@ -1,0 +1,45 @@
+"""What every test gets: no network, a fixed seed, and its share of the processor's cores."""
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+THREADS = max(1, (os.cpu_count() or 1) // WORKERS)
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.update(MPLBACKEND="agg", OMP_NUM_THREADS=str(THREADS))  # read when torch is imported
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Start every test from the same random state."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Let sockets reach this machine only."""
+
+    def guarded(original: Any) -> Any:
+        def connect(self: socket.socket, address: Any) -> Any:
+            local = self.family == getattr(socket, "AF_UNIX", None)
+            if not local and not str(address[0]).startswith(("127.", "::1", "localhost")):
+                self.close()
+                raise RuntimeError(f"tests run without a network, but something tried to reach {address!r}")
+            return original(self, address)
+
+        return connect
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+        patch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+        yield

@@ -1,0 +1,108 @@
+"""Decoding reads nothing back to the host on the session's account; a prefill reads the row counts, once.
+
+A GPU has to finish all its work before a value can be read: one `.item()` a layer would cost more than pruning saves.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from catalogue import ATTENTION, BUDGETS, POLICIES, subject
+from invariants import LAYOUTS
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunekit import prune
+from prunekit.policies import uniform_grid
+
+READERS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__", "__array__")
+WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2", "bincount")
+CHECKS = "_checks.py"  # reads at once on the CPU only; on other devices its reads wait for the next call
+
+
+def _reader() -> str | None:
+    """The function of the core that is responsible for what is happening, None for the model's own."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if "/transformers/" in path:
+            return None
+        if ("/prunekit/" in path or "/policies/" in path or "/models/" in path) and "site-packages" not in path:
+            return None if path.endswith(CHECKS) else f"{path.rsplit('/', 1)[1]}:{frame.f_code.co_name}"
+        frame = frame.f_back
+    return None
+
+
+class _Dispatch(TorchDispatchMode):
+    def __init__(self, reads: Counter[str]) -> None:
+        super().__init__()
+        self.reads, self.quiet = reads, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        mask = name in ("index", "index_put_") and any(t is not None and t.dtype == torch.bool for t in args[1])
+        if not self.quiet and (name in WAITING or mask) and (reader := _reader()):
+            self.reads[reader] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def host_reads() -> Iterator[Counter[str]]:
+    """Count reads of tensor values by the core and by policies, by function."""
+    reads: Counter[str] = Counter()
+
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if (reader := _reader()) is not None:
+                reads[reader] += 1
+            mode.quiet = True  # one read is one read, however it is carried out
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                mode.quiet = False
+
+        return method
+
+    mode = _Dispatch(reads)
+    with pytest.MonkeyPatch.context() as patch, mode:
+        for name in READERS:
+            patch.setattr(Tensor, name, counted(getattr(Tensor, name)))
+        yield reads
+
+
+@pytest.mark.parametrize("layout", ["single", "ragged"])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("attention", ATTENTION)
+@torch.no_grad()
+def test_host_reads(attention: str, policy: str, layout: str) -> None:
+    model = subject("llava", attention)
+    inputs = model.make_inputs(**LAYOUTS[layout])
+    token = torch.full((len(inputs["input_ids"]), 1), 7)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(token)], dim=1)
+    with prune(model.model, *POLICIES[policy].build(BUDGETS["ratio"])):
+        with host_reads() as prefill:
+            out = model.model(**inputs, use_cache=True)
+        with host_reads() as decode:
+            model.model(input_ids=token, attention_mask=mask, past_key_values=out.past_key_values)
+    assert sum(decode.values()) == 0, dict(decode)
+    assert sum(prefill.values()) == 1, dict(prefill)
+
+
+def test_the_count_has_power() -> None:
+    """A function of the package that looks at a value is noticed, however it looks."""
+    names: dict[str, Any] = {}
+    source = "looks = [lambda t: t.tolist(), lambda t: int(t[0]), lambda t: t[t > 0], lambda t: 1 if t[0] == 0 else 2]"
+    exec(compile(source, uniform_grid.__file__, "exec"), names)
+    for look in names["looks"]:
+        with host_reads() as reads:
+            look(torch.arange(3))
+        assert sum(reads.values()) == 1
+    with host_reads() as reads:
+        torch.arange(3).tolist()
+    assert not reads

@@ -1,0 +1,351 @@
+"""The documentation says what is true: code runs, experiments parse, commands and links exist, names are described."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+import prunekit
+import prunekit.errors
+import prunekit.policies
+from prunekit.models.tiny import PATH
+from prunekit.scenes import scene
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+BLOCK = re.compile(
+    r"^(?:<!-- skip: (?P<reason>.+?) -->\n\s*)?"
+    r'```(?P<kind>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)^```$',
+    re.MULTILINE | re.DOTALL,
+)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    line: int
+    kind: str
+    code: str
+    title: str | None
+    skip: str | None
+
+    @property
+    def where(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks(page: str, *kinds: str) -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = []
+    for match in BLOCK.finditer(text):
+        line = text[: match.start("code")].count("\n") + 1
+        found.append(Block(page, line, match["kind"], match["code"], match["title"], match["reason"]))
+    return [block for block in found if not kinds or block.kind in kinds]
+
+
+def pages_with(*kinds: str) -> list[str]:
+    return [name for name in NAMES if any(not block.skip for block in blocks(name, *kinds))]
+
+
+def load(path: str) -> ModuleType:
+    """A script of the repository that is no module of the package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory of its own, where pages find `photo.jpg` and modules that they define."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scene(0, split="test", seed=0).pil().save("photo.jpg")
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def write_titled(page: str) -> None:
+    """Blocks with a file name as their title become files."""
+    for block in blocks(page):
+        if block.title:
+            Path(block.title).write_text(block.code, encoding="utf-8")
+
+
+# --- code ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_runs(page: str, folder: Path) -> None:
+    """All blocks of a page, in order and in one namespace; the bundled model stands in for the one on the hub."""
+    write_titled(page)
+    namespace: dict[str, Any] = {"__name__": "docs"}
+    for block in blocks(page, "python"):
+        if block.skip:
+            print(f"{block.where} is skipped: {block.skip}")
+            continue
+        code = block.code.replace('"llava-hf/llava-1.5-7b-hf"', repr(str(PATH)))
+        source = "\n" * (block.line - 1) + code  # so that tracebacks name the line of the page
+        exec(compile(source, str(ROOT / page), "exec", dont_inherit=True), namespace)
+
+
+def test_readme_is_as_short_as_promised() -> None:
+    use, policy = blocks("README.md", "python")[:2]
+    assert len([line for line in use.code.splitlines() if line.strip()]) <= 10
+    assert len([line for line in policy.code.splitlines() if line.strip()]) <= 15
+
+
+# --- experiments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", pages_with("yaml"))
+def test_experiments_parse(page: str, folder: Path) -> None:
+    """Whole experiments as they are; fragments put into a small experiment."""
+    from prunekit.evaluation import load_experiment
+
+    write_titled(page)
+    for block in blocks(page, "yaml"):
+        if block.skip:
+            print(f"{block.where} is skipped: {block.skip}")
+            continue
+        whole = {"methods": {"Random": "Random"}, "task": "Scenes"} | yaml.safe_load(block.code)
+        path = folder / (block.title or "fragment.yaml")
+        if not block.title:
+            path.write_text(yaml.safe_dump(whole), encoding="utf-8")
+        experiment = load_experiment(path)
+        assert set(experiment.methods) == set(whole["methods"]), block.where
+
+
+@pytest.mark.parametrize(
+    ("page", "file"), [("docs/first-policy.md", "loudest.yaml"), ("docs/experiments.md", "my_experiment.yaml")]
+)
+def test_experiments_run(page: str, file: str, folder: Path) -> None:
+    from prunekit.cli import main
+
+    write_titled(page)
+    small = {"--overlay_samples": "0", "--timing_samples": "0", "--batch_size": "8"}
+    if page == "docs/first-policy.md":
+        small["--task.init_args.scenes"] = "1"
+    assert main(["run", file, "--output", "run", *(word for pair in small.items() for word in pair)]) == 0
+    result = json.loads(Path("run/result.json").read_text(encoding="utf-8"))
+    assert {row["name"] for row in result["methods"]} == {"dense", *yaml.safe_load(Path(file).read_text())["methods"]}
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page in NAMES:
+        for block in blocks(page, "console"):
+            lines = [line for line in block.code.splitlines() if line.startswith("$ ")]
+            found += [(f"{page}: {line[2:]}", line[2:]) for line in lines]
+    return found
+
+
+@pytest.mark.parametrize("command", [c for _, c in commands()], ids=[name for name, _ in commands()])
+def test_command_exists(command: str) -> None:
+    program, *words = shlex.split(command)
+    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    if program == "make":
+        assert words, command
+        assert words[0] in targets
+    elif program == "prunekit":
+        check_prunekit(words)
+    elif program == "python":
+        assert (ROOT / words[0]).is_file(), command
+    else:
+        assert program in ("pip", "git", "cd"), command
+
+
+def check_prunekit(words: list[str]) -> None:
+    from prunekit.cli import main
+    from prunekit.evaluation.config import shipped_experiments
+
+    if words[0] == "run":
+        titles = {block.title for page in NAMES for block in blocks(page, "yaml")}
+        name = words[1]
+        assert name in shipped_experiments() or name in titles or (ROOT / name).is_file() or name == "my.yaml"
+    elif words == ["--help"]:
+        with pytest.raises(SystemExit, match="0"):
+            main(words)
+    else:  # quick enough to be run
+        assert main(words) == 0
+
+
+def test_mentioned_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in [*NAMES, "CONTRIBUTING.md"]:
+        mentioned = re.findall(r"`make ([a-z-]+)", (ROOT / page).read_text(encoding="utf-8"))
+        assert set(mentioned) <= targets, page
+
+
+def test_mentioned_paths_exist() -> None:
+    """Paths in the tables and texts of the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:tests|docs|benchmarks|models|policies)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+# --- links and names -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [*NAMES, "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links(page: str) -> None:
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in LINK.findall(text):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page} links to {target}"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{page} links to {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+def test_policies_are_in_the_table() -> None:
+    generate = load("docs/hooks/generate.py")
+    table = generate.policies()
+    missing = [name for name in prunekit.policies.__all__ if f"[`{name}`]" not in table]
+    assert not missing, f"{missing} are not in the table of docs/policies.md"
+    assert "{{ policies }}" in (ROOT / "docs/policies.md").read_text(encoding="utf-8")
+
+
+def test_families_are_in_the_table() -> None:
+    from prunekit.adapter import supported_models
+
+    table = load("docs/hooks/generate.py").families()
+    assert all(f"`{name}`" in table for name in supported_models())
+
+
+def test_unknown_parts_stop_the_build() -> None:
+    generate = load("docs/hooks/generate.py")
+    with pytest.raises(KeyError, match="known parts"):
+        generate.expand("{{ polices }}")
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def example_result() -> dict[str, Any]:
+    row = {
+        "name": "dense",
+        "budget": None,
+        "accuracy": 0.9375,
+        "interval": [0.92, 0.95],
+        "questions": 1000,
+        "average_visual_tokens": 144.0,
+        "final_visual_tokens": 144.0,
+        "macs": {"vision": 10, "prefill": 90},
+        "flops": 200_000_000,
+        "prefill_ms": 12.34,
+        "families": {},
+        "reason": None,
+    }
+    never = {**row, "name": "FastV", "budget": 0.05, "accuracy": None, "reason": "its range is 18.9 to 144"}
+    provenance = {"hardware": {"device": "cpu", "processor": "A | B", "cores": 2, "threads": 2}, "seed": 0,
+                  "versions": {"python": "3.11", "torch": "2"}, "date": "2026-01-02T03:04:05"}  # fmt: skip
+    task = {"name": "Scenes", "version": 1, "samples": 1000, "families": []}
+    return {"methods": [row, never], "provenance": provenance, "task": task, "model": {}, "notes": {}}
+
+
+def test_results_are_written_into_the_readme(tmp_path: Path) -> None:
+    script = load("benchmarks/update_readme.py")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "result.json").write_text(json.dumps(example_result()), encoding="utf-8")
+    (run / "pareto.png").write_bytes(b"png")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n", encoding="utf-8")
+    script.update(run, tmp_path)
+    once = readme.read_text(encoding="utf-8")
+    script.update(run, tmp_path)
+    assert once == readme.read_text(encoding="utf-8")
+    assert once.startswith("before\n")
+    assert once.endswith("after\n")
+    assert "old" not in once
+    assert "| dense | all | 144.0 | 144.0 | 93.8 | 92.0 to 95.0 | 200 M | 12.3 |" in once
+    assert "| FastV | 5 % | not reachable |" in once
+    assert "its range is 18.9 to 144" in once
+    assert (tmp_path / "docs/images/quickstart.png").read_bytes() == b"png"
+    assert json.loads((tmp_path / "benchmarks/results/quickstart.json").read_text()) == example_result()
+
+
+def test_readme_shows_the_stored_results() -> None:
+    stored = ROOT / "benchmarks/results/quickstart.json"
+    if not stored.exists():
+        pytest.skip("no results are stored yet")
+    script = load("benchmarks/update_readme.py")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text.split(script.BEGIN)[1].split(script.END)[0].strip()
+    assert shown == script.section(json.loads(stored.read_text(encoding="utf-8")), "docs/images/quickstart.png")
+    assert (ROOT / "docs/images/quickstart.png").is_file()
+
+
+# --- the site --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site; every warning of the build is an error."""
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(target)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+@pytest.mark.slow
+def test_every_name_is_documented(site: Path) -> None:
+    html = "".join(page.read_text(encoding="utf-8") for page in site.glob("api/*/index.html"))
+    errors = (site / "errors/index.html").read_text(encoding="utf-8")
+    names = list(prunekit.__all__)
+    for module in ("policies", "budget", "flops", "adapter", "evaluation"):
+        exported = importlib.import_module(f"prunekit.{module}").__all__
+        names += [f"{module}.{name}" for name in exported]
+    missing = [name for name in names if f'id="prunekit.{name}"' not in html]
+    missing += [name for name in prunekit.errors.__all__ if f'id="prunekit.errors.{name}"' not in errors]
+    assert not missing, f"{missing} are not on the API pages"
+
+
+@pytest.mark.slow
+def test_site_needs_no_network(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        html = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe)[^>]+src="(https?:[^"]+)"', html)
+        loaded += re.findall(r'<link[^>]+rel="(?:stylesheet|preconnect|preload)"[^>]+href="(https?:[^"]+)"', html)
+        assert not loaded, f"{page} loads {loaded}"
+
+
+@pytest.mark.slow
+def test_site_has_no_unexpanded_marks(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        assert not re.search(r"\{\{ \w+", page.read_text(encoding="utf-8")), page
