@@ -69,14 +69,20 @@ class Decoder:
     def cut(self, call: Call, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """What a later layer is given instead, for the columns that are left; None: nothing differs."""
         cache, index = kwargs.get("past_key_values"), call.index
-        if index is None and not isinstance(cache_layer(cache, layer), PrunedLayer):
-            return None
-        own = None if cache is None else pruned_layer(cache, layer)
+        own = cache_layer(cache, layer)
+        if index is not None and cache is not None:
+            own = pruned_layer(cache, layer)
+        elif not isinstance(own, PrunedLayer):
+            own = None
         if own is not None and own.seen != call.base:
             raise UnsupportedCacheError(
                 f"The KV cache of layer {layer} has seen {own.seen} tokens and that of layer 0 {call.base}: it was not"
                 " filled by the same stages from the start."
             )
+        if index is None and (own is None or self._plain(own, kwargs)):  # decoding mostly ends here: keep it short
+            if own is not None:
+                own.expect(call.entered, call.entered, False, None)
+            return None
         kwargs = dict(kwargs)
         columns, shift = (None, None) if own is None else (own.columns, own.shift)
         mask = kwargs.get("attention_mask")
@@ -92,6 +98,10 @@ class Decoder:
             new = call.entered if index is None else index
             own.expect(new, call.entered, call.padded(index), self._moved(call, index))
         return kwargs
+
+    def _plain(self, own: PrunedLayer, kwargs: dict[str, Any]) -> bool:
+        """Whether new tokens need nothing cut: no mask, no padding, positions as they are."""
+        return kwargs.get("attention_mask") is None and not own.padded and not self.compact
 
     def _mask(self, call: Call, own: PrunedLayer | None, mask: Any, hidden: Tensor) -> Any:
         if mask is None and not call.padded(call.index) and not (own is not None and own.padded):

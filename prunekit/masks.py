@@ -33,7 +33,7 @@ def cut_mask(mask: object, keys: Tensor, queries: Tensor | None) -> Tensor:
         mask = gather(mask, queries, 2)
     mask = gather(mask, keys, 3)
     hidden = (keys < 0)[:, None, None, :]
-    return mask.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+    return mask.masked_fill(hidden, 0 if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 
 def padding_mask(keys: Tensor, queries: int, implementation: str, dtype: torch.dtype) -> Tensor:

@@ -61,7 +61,7 @@ class Sequence:
         columns, _ = self.visual_columns()
         chosen = columns.gather(1, kept.clamp(min=0)).masked_fill(kept < 0, self.length)
         stays = (self.origin >= 0) & (self.ordinal < 0)
-        stays = torch.nn.functional.pad(stays, (0, 1)).scatter(1, chosen, True)[:, :-1]  # last column takes the unused
+        stays = torch.nn.functional.pad(stays, (0, 1)).scatter(1, chosen, 1)[:, :-1]  # last column takes the unused
         length = max(v + o for v, o in zip(counts, self.other, strict=True))
         index, real = last_columns(stays, length)
         shorter = Sequence(
