@@ -106,7 +106,7 @@ class VisionSide:
 
     def _start(self, module: nn.Module, args: Any) -> None:
         hidden = args[0]
-        images, length = hidden.shape[:2]
+        images, length = int(hidden.shape[0]), int(hidden.shape[1])
         prefix, patches = self.adapter.prefix_tokens, self.adapter.tokens_per_image
         if length != prefix + patches:
             raise NeedsError(
@@ -209,7 +209,7 @@ class VisionSide:
         Raises:
             NeedsError: the numbers of images and visual tokens do not fit together.
         """
-        images, patches = per_image.shape[0], per_image.shape[-1]
+        images, patches = int(per_image.shape[0]), int(per_image.shape[-1])
         repeats, rest = divmod(sum(visual), images * patches)
         if rest or not repeats or len(visual) % repeats or any(v % patches for v in visual):
             raise NeedsError(

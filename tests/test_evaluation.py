@@ -20,7 +20,7 @@ from prunekit.evaluation.predictions import Prediction, PredictionFile
 from prunekit.evaluation.result import average_tokens
 from prunekit.evaluation.runner import remaining, spread
 from prunekit.evaluation.statistics import Resampler
-from prunekit.policies import STAR, FastV, FasterVLM
+from prunekit.policies import STAR, FasterVLM, FastV
 
 LINE = Prediction("A", 0.5, 0, "s0", "g0", "count", "how many ?", "2", "2", True, 144, {"input": 72})
 

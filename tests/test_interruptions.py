@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from experiments import SMALL, predictions, prunekit, refused, result, write
 
+from prunekit.evaluation.bench import Bench
+
 TASK = '''
 import os, signal
 from dataclasses import dataclass
@@ -83,16 +85,14 @@ def test_answered_samples_are_not_answered_again(tmp_path: Path, monkeypatch: py
     kept = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
     (tmp_path / "out" / "predictions.jsonl").write_text("\n".join(kept[:22]) + "\n")
     (tmp_path / "out" / "result.json").unlink()
-    from prunekit.evaluation import module
-
     asked: list[int] = []
-    original = module.answer
+    original = Bench.answer
 
-    def counted(model, processor, inputs, *rest):  # type: ignore[no-untyped-def]
+    def counted(self, inputs, stages):  # type: ignore[no-untyped-def]
         asked.append(len(inputs["input_ids"]))
-        return original(model, processor, inputs, *rest)
+        return original(self, inputs, stages)
 
-    monkeypatch.setattr(module, "answer", counted)
+    monkeypatch.setattr(Bench, "answer", counted)
     assert prunekit("run", file, "--output", tmp_path / "out") == 0
     assert sum(asked) == 10
     assert (tmp_path / "out" / "predictions.jsonl").read_text().splitlines() == kept
