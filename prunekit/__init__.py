@@ -15,7 +15,7 @@ from prunekit.keep import Keep
 from prunekit.plan import Method, Plan, Stage
 from prunekit.policy import PruningPolicy, ScoringPolicy
 from prunekit.session import Session, prune
-from prunekit.tokens import Needs, Rows, Selection, VisualTokens
+from prunekit.tokens import Keys, Needs, Rows, Selection, VisualTokens
 from prunekit.trace import TraceRecord
 
 try:
@@ -25,6 +25,7 @@ except PackageNotFoundError:  # a source tree that was not installed
 
 __all__ = [
     "Keep",
+    "Keys",
     "Method",
     "Needs",
     "Plan",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunekit.errors import NeedsError
 from prunekit.sequence import Sequence, gather, last_columns
-from prunekit.tokens import Rows, Selection
+from prunekit.tokens import Keys, Rows, Selection
 
 __all__ = ["Call", "Sent", "compose", "merge", "text_rows"]
 
@@ -72,7 +72,7 @@ class Call:
     sequence: Sequence | None = None
     entry: Tensor | None = None
     index: Tensor | None = None
-    attention: dict[tuple[Rows, int], Tensor] = field(default_factory=dict)
+    attention: dict[tuple[Rows | Keys, int], Tensor] = field(default_factory=dict)
     memory: dict[str, object] = field(default_factory=dict)
     replay: bool = False
     cut: dict[Any, Any] = field(default_factory=dict)

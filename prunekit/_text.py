@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from prunekit._call import Call, Sent, compose, merge, text_rows
 from prunekit._decoder import Decoder
 from prunekit._replay import Replay
-from prunekit._vision import Layers, Select, VisionSide, pick, spread, take
+from prunekit._vision import Layers, Select, VisionSide, pick, pick_keys, spread, take
 from prunekit.adapter import ModelAdapter
 from prunekit.attention import attention_rows, tap
 from prunekit.cache import PrunedLayer, cache_layer
 from prunekit.errors import NeedsError, PruningWarning, UnsupportedInputError
 from prunekit.plan import Plan
 from prunekit.sequence import Sequence, first_columns, gather
-from prunekit.tokens import Rows, Selection, VisualTokens
+from prunekit.tokens import Keys, Rows, Selection, VisualTokens
 from prunekit.trace import TraceRecord, cost_scope
 
 __all__ = ["TextSide"]
@@ -60,7 +60,7 @@ class TextSide:
         ]
         for index, layer in enumerate(layers):
             handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
-        taps: dict[int, set[Rows]] = {}
+        taps: dict[int, set[Rows | Keys]] = {}
         for (_, rows), layer_index in self.layers.items():
             if not rows.of_vision:
                 taps.setdefault(layer_index, set()).add(rows)
@@ -216,6 +216,7 @@ class TextSide:
                 total=call.sent.counts,
                 counts=sequence.visual,
                 attention=pick(stage, self.layers, found, lambda full: take(full, source)),
+                keys=pick_keys(stage, self.layers, found, lambda full: take(full, source)),
                 text=gather(hidden, text) if stage.policy.needs.text else None,
                 text_valid=real if stage.policy.needs.text else None,
                 grid=self.adapter.grid,
@@ -270,7 +271,7 @@ class TextSide:
 
     # --- attention ---------------------------------------------------------------------------------------------------
 
-    def _observer(self, layer: int, wanted: set[Rows]) -> Callable[..., None]:
+    def _observer(self, layer: int, wanted: set[Rows | Keys]) -> Callable[..., None]:
         def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, **kwargs: Any) -> None:
             call = self.call
             if call is None or call.sequence is None or call.sent is None or call.replay:
@@ -279,6 +280,10 @@ class TextSide:
             ordinals = call.sequence.ordinal.gather(1, columns).masked_fill(~valid, -1)
             cached = key.shape[2] - query.shape[2]
             for rows in wanted:
+                if isinstance(rows, Keys):
+                    states = gather(key, columns + cached, 2).transpose(-1, -2)
+                    call.attention[rows, layer] = spread(states, ordinals, max(call.sent.counts))
+                    continue
                 index, real = text_rows(rows, call.sequence, call.sent)
                 with cost_scope(f"scorer.decoder.{layer}"):
                     seen = attention_rows(

@@ -20,13 +20,13 @@ from prunekit.errors import NeedsError, PolicyError
 from prunekit.masks import cut_mask
 from prunekit.plan import Stage
 from prunekit.sequence import Sequence, gather
-from prunekit.tokens import Rows, Selection, VisualTokens
+from prunekit.tokens import Keys, Rows, Selection, VisualTokens
 from prunekit.trace import cost_scope
 
-__all__ = ["Layers", "Pruned", "Select", "VisionSide", "pick", "spread", "take"]
+__all__ = ["Layers", "Pruned", "Select", "VisionSide", "pick", "pick_keys", "spread", "take"]
 
-Layers = dict[tuple[str, Rows], int]
-"""Which layer's attention each row set of each stage (by site) is read from."""
+Layers = dict[tuple[str, Rows | Keys], int]
+"""Which layer each row set, and the keys, of each stage (by site) are read from."""
 
 Select = Callable[[Stage, VisualTokens], tuple[Selection, tuple[int, ...]]]
 
@@ -46,7 +46,7 @@ class _Run:
 
     images: int
     sequence: Sequence  # of columns [prefix tokens, patches], one row per image
-    attention: dict[tuple[Rows, int], Tensor] = field(default_factory=dict)  # [images, ..., patches]
+    attention: dict[tuple[Rows | Keys, int], Tensor] = field(default_factory=dict)  # [images, ..., patches]
     pruned: list[Pruned] = field(default_factory=list)
     full: Tensor | None = None  # the full-length input of the layer that is running
     output: Tensor | None = None
@@ -57,7 +57,7 @@ class VisionSide:
 
     def __init__(self, adapter: ModelAdapter, stages: dict[int, Stage], layers: Layers, select: Select) -> None:
         self.adapter, self.stages, self.layers, self.select = adapter, stages, layers, select
-        self.taps: dict[int, set[Rows]] = {}
+        self.taps: dict[int, set[Rows | Keys]] = {}
         for (_, rows), layer in layers.items():
             if rows.of_vision:
                 self.taps.setdefault(layer, set()).add(rows)
@@ -84,7 +84,7 @@ class VisionSide:
         """Drop what was read: the features that follow come from somewhere else."""
         self.run = None
 
-    def attention(self, rows: Rows, layer: int) -> Tensor:
+    def attention(self, rows: Rows | Keys, layer: int) -> Tensor:
         """Tapped rows of the last run, [images, ..., patches].
 
         Raises:
@@ -124,7 +124,7 @@ class VisionSide:
         if self.run is not None:
             self.run.output = getattr(output, "last_hidden_state", None)
 
-    def _observer(self, layer: int, wanted: set[Rows]) -> Callable[..., None]:
+    def _observer(self, layer: int, wanted: set[Rows | Keys]) -> Callable[..., None]:
         def observe(
             module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: Any = None, **kwargs: Any
         ) -> None:
@@ -134,6 +134,9 @@ class VisionSide:
             patches = self.adapter.tokens_per_image
             ordinals = run.sequence.ordinal.gather(1, columns)
             for rows in wanted:
+                if isinstance(rows, Keys):
+                    run.attention[rows, layer] = spread(gather(key, columns, 2).transpose(-1, -2), ordinals, patches)
+                    continue
                 index = columns if rows.queries == "visual" else torch.zeros_like(columns[:, :1])
                 with cost_scope(f"scorer.vision.{layer}"):
                     seen = attention_rows(
@@ -181,6 +184,7 @@ class VisionSide:
             total=(patches,) * run.images,
             counts=run.sequence.visual,
             attention=pick(stage, self.layers, run.attention, lambda full: take(full, source)),
+            keys=pick_keys(stage, self.layers, run.attention, lambda full: take(full, source)),
             grid=self.adapter.grid,
             per_image=patches,
             memory=self.memory,
@@ -246,10 +250,20 @@ def take(full: Tensor, source: Tensor) -> Tensor:
 
 
 def pick(
-    stage: Stage, layers: Layers, found: dict[tuple[Rows, int], Tensor], view: Callable[[Tensor], Tensor]
+    stage: Stage, layers: Layers, found: dict[tuple[Rows | Keys, int], Tensor], view: Callable[[Tensor], Tensor]
 ) -> dict[Rows | str, Tensor]:
     """The attention that a stage's policy asked for, under its `Rows` and under the plain name of their queries."""
     result: dict[Rows | str, Tensor] = {}
     for rows in stage.policy.needs.attention:
         result[rows] = result[rows.queries] = view(found[rows, layers[stage.site, rows]])
     return result
+
+
+def pick_keys(
+    stage: Stage, layers: Layers, found: dict[tuple[Rows | Keys, int], Tensor], view: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    """The keys that a stage's policy asked for, [batch, key heads, visual, head_dim]."""
+    for (site, wanted), layer in layers.items():
+        if site == stage.site and isinstance(wanted, Keys):
+            return view(found[wanted, layer]).transpose(-1, -2)
+    return None

@@ -8,16 +8,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from argparse import ArgumentParser as Plain
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from prunekit.errors import ConfigError, PrunekitError, nearest
 
 __all__ = ["main"]
+
+FOLDER = "PRUNEKIT_OUTPUT"
+"""Environment variable that tells the other processes of a run on several devices where results go."""
 
 DESCRIPTION = """\
 Training-free pruning of visual tokens in large vision-language models, on
@@ -27,15 +31,17 @@ commands:
   run EXPERIMENT.yaml    compare methods at several budgets on one task
   list KIND              policies, models, tasks or experiments
   flops MODEL METHOD     operations of a prefill, by part
+
+Each has a --help of its own.
 """
 
 EPILOG = """\
 examples:
-  prunekit run quickstart                        the shipped demo, on the bundled model
-  prunekit run my.yaml --output runs/first       results in runs/first
-  prunekit run my.yaml --output runs/first       again: continue it after an interruption
+  prunekit run quickstart                    the shipped demo, bundled model
+  prunekit run my.yaml --output runs/first   results in runs/first; again:
+                                             continue after an interruption
   prunekit run my.yaml --budgets '[0.5, 64]' --task.init_args.scenes 50
-                                                 any key of the YAML is an option
+                                             any key of the YAML is an option
   prunekit run my.yaml --methods.STAR.init_args.layer 2
   prunekit list policies
   prunekit flops tiny STAR FastV --budget 0.25
@@ -52,13 +58,13 @@ a policy of your own, in my_module.py beside the YAML file:
   @dataclass(frozen=True)
   class Loudest(ScoringPolicy):
       \"\"\"Keep the visual tokens with the largest norm.\"\"\"
-      def score(self, tokens):                   # [batch, visual], higher is kept
+      def score(self, tokens):               # [batch, visual], higher is kept
           return tokens.hidden.norm(dim=-1)
 
 and in the YAML file:
   task: {class_path: Scenes, init_args: {scenes: 50}}
   methods:
-    Loudest: my_module.Loudest                   # one stage, at the input
+    Loudest: my_module.Loudest               # one stage, at the input
     two stages:
       - {site: input, policy: my_module.Loudest, keep: {ratio: 0.5}}
       - {site: decoder.2, policy: CrossAttention, keep: {ratio: 0.1}}
@@ -66,10 +72,6 @@ and in the YAML file:
 
 exit codes: 0 done, 1 an unexpected error, 2 a mistake in the input, 130 Ctrl-C.
 """
-
-
-class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """jsonargparse's help with the texts above left as they are."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,11 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(words: list[str]) -> int:
     commands = {"run": _run, "list": _list, "flops": _flops}
-    parser = ArgumentParser(
-        prog="prunekit", description=DESCRIPTION, epilog=EPILOG, formatter_class=_Help, exit_on_error=False
+    parser = Plain(
+        prog="prunekit",
+        usage="prunekit COMMAND ...",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="Show the version and exit.")
-    parser.add_argument("command", nargs="?", help="run, list or flops; each has a --help of its own.")
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
     if words and words[0] in commands:
         return commands[words[0]](words[1:])
     if not words:
@@ -104,16 +109,19 @@ def _main(words: list[str]) -> int:
         raise ConfigError(
             f"there is no command {words[0]!r}; commands are {', '.join(commands)}.{nearest(words[0], commands)}"
         )
-    if _parse(parser, words).version:
+    known, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}; see prunekit --help.")
+    if known.version:
         import prunekit
 
         print(f"prunekit {prunekit.__version__}")
     return 0
 
 
-def _parse(parser: ArgumentParser, words: list[str], **settings: Any) -> Namespace:
+def _parse(parser: ArgumentParser, words: list[str]) -> Namespace:
     try:
-        return parser.parse_args(words, **settings)
+        return parser.parse_args(words)
     except ArgumentError as error:
         raise ConfigError(f"{' '.join(str(error).split())}; see {parser.prog} --help.") from None
 
@@ -121,9 +129,6 @@ def _parse(parser: ArgumentParser, words: list[str], **settings: Any) -> Namespa
 def _run(words: list[str]) -> int:
     from prunekit.evaluation.config import experiment_parser, load_experiment
 
-    parser = ArgumentParser(prog="prunekit run", exit_on_error=False)
-    parser.add_argument("experiment", type=str, help="YAML file, or the name of a shipped experiment.")
-    parser.add_argument("--output", type=str, help="Folder for the results; an unfinished run in it is continued.")
     if not words or words[0] in ("-h", "--help"):
         whole = experiment_parser(
             prog="prunekit run EXPERIMENT.yaml [--output DIR]",
@@ -141,8 +146,6 @@ def _run(words: list[str]) -> int:
 
 def _take_output(words: list[str]) -> tuple[str | None, list[str]]:
     """Split `--output DIR` from the options that belong to the experiment."""
-    from argparse import ArgumentParser as Plain
-
     parser = Plain(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--output")
     try:
@@ -159,7 +162,10 @@ def _execute(experiment: Any, output: str | None, name: str) -> int:
     from prunekit.evaluation.output import dated_folder
     from prunekit.evaluation.table import WIDE, table
 
-    folder = Path(output) if output else dated_folder(name)
+    follows = int(os.environ.get("LOCAL_RANK", "0")) > 0  # started by Lightning, one for each further device
+    given = output or (os.environ.get(FOLDER) if follows else None)
+    folder = Path(given) if given else dated_folder(name)
+    os.environ[FOLDER] = str(folder)
     again = f"Continue with: prunekit run {folder / 'config.yaml'} --output {folder}"
     try:
         result = runner.run(experiment, folder)
@@ -168,6 +174,8 @@ def _execute(experiment: Any, output: str | None, name: str) -> int:
     except PrunekitError as error:
         kept = (folder / "predictions.jsonl").exists()
         raise type(error)(f"{error}\nAnswers so far are kept. {again}" if kept else str(error)) from None
+    if follows:
+        return 0
     console = Console() if sys.stdout.isatty() else Console(width=WIDE)
     console.print(table(result, console.width))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, highlight=False)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunekit.errors import ConfigError
+from prunekit.evaluation.bench import Bench
 from prunekit.evaluation.cells import Cell, plan_cells
 from prunekit.evaluation.config import read_methods
 from prunekit.evaluation.experiment import Experiment, ModelSpec
@@ -32,26 +33,24 @@ def costs(path: str, methods: Sequence[str], budget: int | float) -> list[dict[s
     experiment = Experiment(methods=read_methods(methods), task=Scenes(scenes=1), model=spec, budgets=[budget])
     facts = model_facts(spec)
     cells = plan_cells(experiment, facts, images=1)
-    model = load_model(spec)
-    counted = count_operations(model, cells, _prompt(spec, model))
-    return [_row(cell, cost) for cell, cost in zip(cells, counted, strict=True)]
+    bench = Bench(load_model(spec), load_processor(spec), experiment.task, cells)
+    counted = count_operations(bench, _prompt(bench))
+    return [_row(cell, counted[i]) for i, cell, _ in bench.reachable]
 
 
-def _prompt(spec: ModelSpec, model: Any) -> dict[str, Any]:
+def _prompt(bench: Bench) -> dict[str, Any]:
     """One image and some words."""
     from PIL import Image
 
-    processor = load_processor(spec)
-    text = f"USER: {processor.image_token} {'how ' * PROMPT_WORDS}ASSISTANT:"
-    size = int(getattr(model.config.vision_config, "image_size", 336))
+    text = f"USER: {bench.processor.image_token} {'how ' * PROMPT_WORDS}ASSISTANT:"
+    size = int(getattr(bench.model.config.vision_config, "image_size", 336))
     try:
-        return dict(processor(images=[Image.new("RGB", (size, size))], text=[text], return_tensors="pt"))
+        return dict(bench.processor(images=[Image.new("RGB", (size, size))], text=[text], return_tensors="pt"))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model: its processor refuses one image with text: {error}") from None
 
 
-def _row(cell: Cell, cost: dict[str, Any] | None) -> dict[str, Any]:
-    assert cost is not None  # budgets out of reach have been refused
+def _row(cell: Cell, cost: dict[str, Any]) -> dict[str, Any]:
     return {"name": cell.name, "budget": cell.budget, "total_macs": sum(cost["macs"].values()), **cost}
 
 

@@ -14,7 +14,7 @@ from prunekit._vision import Layers, VisionSide
 from prunekit.adapter import ModelAdapter, adapter_for
 from prunekit.errors import NeedsError, SessionError, SiteError
 from prunekit.plan import Method, Plan, Stage
-from prunekit.tokens import Rows, Selection, VisualTokens
+from prunekit.tokens import Keys, Rows, Selection, VisualTokens
 from prunekit.trace import TraceRecord, cost_scope
 
 __all__ = ["Session", "prune"]
@@ -114,14 +114,19 @@ def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positi
 
 def _resolve_needs(plan: Plan, adapter: ModelAdapter) -> Layers:
     """Which layer each row set of each stage is read from, checked against the model before a hook is placed."""
-    return {
-        (stage.site, rows): _layer(stage, rows, adapter)
-        for stage in plan.stages
-        for rows in stage.policy.needs.attention
-    }
+    layers: Layers = {}
+    for stage in plan.stages:
+        needs = stage.policy.needs
+        wanted: list[Rows | Keys] = list(needs.attention)
+        if needs.keys is not None:
+            inside = stage.where.part < 2 if needs.keys.of_vision is None else needs.keys.of_vision
+            wanted.append(Keys(needs.keys.layer, inside))
+        for rows in wanted:
+            layers[stage.site, rows] = _layer(stage, rows, adapter)
+    return layers
 
 
-def _layer(stage: Stage, rows: Rows, adapter: ModelAdapter) -> int:
+def _layer(stage: Stage, rows: Rows | Keys, adapter: ModelAdapter) -> int:
     site, policy, model = stage.where, type(stage.policy).__name__, type(adapter.model).__name__
     if rows.of_vision:
         if rows.queries == "cls" and not adapter.has_cls:

@@ -13,7 +13,7 @@ from torch import Tensor
 from prunekit.errors import BudgetError, NeedsError, nearest
 from prunekit.keep import Keep
 
-__all__ = ["Needs", "Queries", "Rows", "Selection", "VisualTokens"]
+__all__ = ["Keys", "Needs", "Queries", "Rows", "Selection", "VisualTokens"]
 
 Queries = Literal["cls", "visual", "last", "text", "instruction"]
 
@@ -55,22 +55,46 @@ class Rows:
         return self.queries in ("cls", "visual")
 
 
+@dataclass(frozen=True)
+class Keys:
+    """The attention keys of the visual tokens, as the layer's attention receives them (after rotary embedding).
+
+    Attributes:
+        layer: the layer whose keys are read; negative counts from the end. None stands for the site's own (see `Rows`).
+        of_vision: whether it is a layer of the vision encoder or of the language model; None: of the encoder at
+            `vision.<i>` and `input`, of the language model at `decoder.<i>`.
+    """
+
+    layer: int | None = None
+    of_vision: bool | None = None
+
+    @property
+    def queries(self) -> str:
+        """Names them in messages, as `Rows.queries` does."""
+        return "keys"
+
+
 @dataclass(frozen=True, init=False)
 class Needs:
     """What a policy reads besides the hidden states, declared so that it can be checked before anything runs.
 
     Attributes:
         attention: row sets, each a `Rows` or the short name of its queries.
+        keys: the attention keys of the visual tokens; True for those of the site's own layer.
         text: whether the states of the text tokens are read.
     """
 
     attention: tuple[Rows, ...] = ()
+    keys: Keys | None = None
     text: bool = False
 
-    def __init__(self, attention: Rows | str | Iterable[Rows | str] = (), text: bool = False) -> None:
+    def __init__(
+        self, attention: Rows | str | Iterable[Rows | str] = (), keys: Keys | bool = False, text: bool = False
+    ) -> None:
         items = [attention] if isinstance(attention, (Rows, str)) else list(attention)
         rows = tuple(item if isinstance(item, Rows) else Rows(item) for item in items)  # type: ignore[arg-type]
         object.__setattr__(self, "attention", rows)
+        object.__setattr__(self, "keys", (Keys() if keys else None) if isinstance(keys, bool) else keys)
         object.__setattr__(self, "text", text)
 
 
@@ -90,6 +114,7 @@ class VisualTokens:
         attention: attention from the needed rows to these tokens, softmax over all keys that the row sees, in float32:
             [batch, visual] with `reduce="mean"`, otherwise [batch, heads, rows, visual] with rows that do not exist set
             to 0. Keys are the `Rows` of `needs` and the plain names of their queries.
+        keys: attention keys, [batch, key heads, visual, head_dim], or None if not asked for.
         text: states of the text tokens, [batch, text, dim], or None if not asked for.
         text_valid: which entries of `text` are tokens, [batch, text].
         grid: rows and columns of the patch grid of one image, or None.
@@ -103,6 +128,7 @@ class VisualTokens:
     total: tuple[int, ...]
     counts: tuple[int, ...]
     attention: Mapping[Rows | str, Float[Tensor, "..."]] = field(default_factory=dict)
+    keys: Float[Tensor, "batch heads visual head_dim"] | None = None
     text: Float[Tensor, "batch text dim"] | None = None
     text_valid: Bool[Tensor, "batch text"] | None = None
     grid: tuple[int, int] | None = None

@@ -21,7 +21,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == text
     for word in ("examples:", "quickstart", "results:", "report.html", "ScoringPolicy", "exit codes:", "--output"):
         assert word in text
-    assert max(map(len, text.splitlines())) <= 88
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_example_in_the_help_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

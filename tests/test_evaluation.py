@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from prunekit import budget
 from prunekit.errors import DataError, OutputError
-from prunekit.evaluation import Scenes, formats
+from prunekit.evaluation import Sample, Scenes, Task, formats
 from prunekit.evaluation.cells import Cell
 from prunekit.evaluation.output import dated_folder
 from prunekit.evaluation.predictions import Prediction, PredictionFile
@@ -21,6 +21,15 @@ from prunekit.evaluation.result import average_tokens
 from prunekit.evaluation.runner import remaining, spread
 from prunekit.evaluation.statistics import Resampler
 from prunekit.policies import STAR, FasterVLM, FastV
+
+
+class Exact(Task):
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> Sample:
+        raise IndexError(index)
+
 
 LINE = Prediction("A", 0.5, 0, "s0", "g0", "count", "how many ?", "2", "2", True, 144, {"input": 72})
 
@@ -143,8 +152,14 @@ def test_prompts() -> None:
 
 
 def test_answers_are_compared_without_case_and_space() -> None:
-    assert Scenes().correct(" Red ", "red")
-    assert not Scenes().correct("red red", "red")
+    assert Exact().correct(" Red ", "red")
+    assert not Exact().correct("red red", "red")
+
+
+def test_the_first_word_is_the_answer_to_a_scene() -> None:
+    assert Scenes().correct("red red", "red")
+    assert not Scenes().correct("", "red")
+    assert not Scenes().correct("blue red", "red")
 
 
 def test_formats() -> None:

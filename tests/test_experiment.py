@@ -104,7 +104,7 @@ def test_a_row_follows_from_its_predictions(folder: Path) -> None:
         last = [list(line["kept"].values())[-1] if line["kept"] else line["visual"] for line in own]
         assert row["final_visual_tokens"] == pytest.approx(sum(last) / 16)
         for line in own:
-            assert line["correct"] == (line["prediction"].lower() == line["answer"].lower())
+            assert line["correct"] == (line["prediction"].split()[:1] == [line["answer"]])
 
 
 def test_all_methods_get_the_same_samples(folder: Path) -> None:

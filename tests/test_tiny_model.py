@@ -38,14 +38,10 @@ def scenes() -> list[Scene]:
     return [scene(i, split="test", seed=SEED) for i in range(30)]
 
 
-def generate(
-    model: Any, processor: Any, scenes: list[Scene], image: Image.Image | None = None
-) -> torch.Tensor:
+def generate(model: Any, processor: Any, scenes: list[Scene], image: Image.Image | None = None) -> torch.Tensor:
     """New token ids (questions, at most 4)."""
     asked = [(image or s.pil(), prompt(q.text)) for s in scenes for q in s.questions]
-    inputs = processor(
-        images=[i for i, _ in asked], text=[t for _, t in asked], return_tensors="pt", padding=True
-    )
+    inputs = processor(images=[i for i, _ in asked], text=[t for _, t in asked], return_tensors="pt", padding=True)
     with torch.no_grad():
         new: torch.Tensor = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
     return new
@@ -99,9 +95,7 @@ def test_left_padding_does_not_change_answers(model: Any, processor: Any, scenes
     alone = processor(images=scenes[0].pil(), text=short, return_tensors="pt")
     assert padded["attention_mask"][0, 0] == 0
     with torch.no_grad():
-        torch.testing.assert_close(
-            model(**padded).logits[0, -1], model(**alone).logits[0, -1], atol=1e-3, rtol=1e-3
-        )
+        torch.testing.assert_close(model(**padded).logits[0, -1], model(**alone).logits[0, -1], atol=1e-3, rtol=1e-3)
 
 
 def test_packed_training_forward_equals_the_library(processor: Any, scenes: list[Scene]) -> None:
@@ -127,9 +121,7 @@ def test_packed_training_forward_equals_the_library(processor: Any, scenes: list
         words = own.model.language_model.embed_tokens(inputs["input_ids"])
         words[:, 2:after] = own.model.multi_modal_projector(patches[1])
         stay = torch.cat([torch.arange(2), keep[1] + 2, torch.arange(after, words.shape[1])])
-        hidden = own.model.language_model(
-            inputs_embeds=words[:, stay], position_ids=stay[None]
-        ).last_hidden_state
+        hidden = own.model.language_model(inputs_embeds=words[:, stay], position_ids=stay[None]).last_hidden_state
         by_hand = own.lm_head(hidden[:, -1])
     torch.testing.assert_close(packed, expected, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(dropped, by_hand, atol=1e-3, rtol=1e-3)
@@ -161,9 +153,7 @@ def test_losing_random_tokens_hurts(model: Any) -> None:
     own.set_attn_implementation(network.ATTENTION)
     data = features(own, scene_pool(30, "test", SEED), exact=True)
     few = Drop(random_subset(np.random.default_rng(0), 30, 7), 0)
-    assert (
-        packed_correct(own, data, few, exact=True).mean() < packed_correct(own, data, exact=True).mean() - 0.2
-    )
+    assert packed_correct(own, data, few, exact=True).mean() < packed_correct(own, data, exact=True).mean() - 0.2
 
 
 def test_the_card_has_its_numbers() -> None:
@@ -184,9 +174,7 @@ def test_the_card_has_its_numbers() -> None:
     assert "{" not in text.replace('{"', "").split("## Model")[1]
 
 
-def test_training_runs_through_and_skips_what_is_done(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_runs_through_and_skips_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--smoke", "--work", str(tmp_path), "--seeds", "0", "--workers", "1"])
     assert "seed 0 dropout" in capsys.readouterr().out
     assert (tmp_path / "llava" / "README.md").exists()

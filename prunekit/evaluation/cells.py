@@ -12,7 +12,8 @@ from prunekit.budget import match_average
 from prunekit.errors import BudgetError, PrunekitError
 from prunekit.evaluation.experiment import DENSE, Experiment, MethodLike
 from prunekit.evaluation.loading import ModelFacts
-from prunekit.plan import Keep, Method, Plan, Stage
+from prunekit.keep import Keep
+from prunekit.plan import Method, Plan, Stage
 from prunekit.policy import PruningPolicy
 from prunekit.session import prune
 

@@ -149,9 +149,8 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path} holds {'nothing' if raw is None else repr(raw)[:40]}, but an experiment is keys with values, such as 'methods: ...'."
-        )
+        given = "nothing" if raw is None else repr(raw)[:40]
+        raise ConfigError(f"{path} holds {given}, but an experiment is keys with values, such as 'methods: ...'.")
     return raw
 
 

@@ -6,7 +6,7 @@ interrupted run has compared all methods on the same samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from prunekit.errors import DataError
-from prunekit.evaluation.answering import to_device
 from prunekit.evaluation.task import Sample, Task
 
-__all__ = ["Job", "RunData", "Work", "collate", "read_sample"]
+__all__ = ["Job", "RunData", "Work", "collate", "read_sample", "to_device"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,12 @@ def collate(processor: Any, samples: Sequence[Sample]) -> dict[str, Tensor]:
     images = [list(sample.images) for sample in samples]
     prompts = [sample.prompt for sample in samples]
     return dict(processor(images=images, text=prompts, return_tensors="pt", padding=True))
+
+
+def to_device(inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Inputs where and as a model needs them: pixels get the model's type, ids stay integers."""
+    moved = {name: value.to(model.device) for name, value in inputs.items()}
+    return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in moved.items()}
 
 
 @contextmanager
@@ -108,4 +113,4 @@ class RunData(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Job, device: Any, dataloader_idx: int) -> Job:
         model: Any = self.trainer.lightning_module.model  # type: ignore[union-attr]
-        return replace(batch, inputs=to_device(batch.inputs, device, model.dtype))
+        return replace(batch, inputs=to_device(batch.inputs, model))

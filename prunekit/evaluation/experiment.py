@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from prunekit.errors import BudgetError, ConfigError, nearest
 from prunekit.evaluation.task import Task
-from prunekit.plan import Keep, Method, Stage
+from prunekit.keep import Keep
+from prunekit.plan import Method, Stage
 from prunekit.policy import PruningPolicy
 
 __all__ = ["DENSE", "Experiment", "MethodLike", "ModelSpec", "resolved"]

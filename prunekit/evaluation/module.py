@@ -11,11 +11,11 @@ from pytorch_lightning import LightningModule
 from torch import nn
 from torchmetrics import MeanMetric
 
-from prunekit.evaluation.answering import Positions, answer
+from prunekit.evaluation.bench import Bench
 from prunekit.evaluation.cells import Cell
 from prunekit.evaluation.data import Job
 from prunekit.evaluation.predictions import Prediction, PredictionFile
-from prunekit.evaluation.task import Task
+from prunekit.trace import TraceRecord
 
 __all__ = ["EvaluationModule"]
 
@@ -24,60 +24,39 @@ class EvaluationModule(LightningModule):
     """Answers jobs, writes the predictions, and logs the accuracy of every cell.
 
     Args:
-        model: the model, unmodified.
-        processor: its processor.
-        task: for judging answers.
-        cells: all cells; a job names one by its index.
-        positions: position ids of the kept tokens.
+        bench: what answers.
         done: predictions of an earlier, interrupted run, which count as well.
         folder: where predictions are written.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        task: Task,
-        cells: Sequence[Cell],
-        positions: Positions,
-        done: Sequence[Prediction],
-        folder: Path,
-    ) -> None:
+    def __init__(self, bench: Bench, done: Sequence[Prediction], folder: Path) -> None:
         super().__init__()
-        self.model = model
-        self._processor, self._task, self._cells, self._positions, self._done = processor, task, cells, positions, done
-        self._accuracy: Any = nn.ModuleList(MeanMetric() for _ in cells)  # names with dots are no module names
-        self._folder = folder
+        self.model = bench.model  # as a submodule, so that Lightning moves it to the device
+        self._bench, self._done, self._folder = bench, done, folder
+        self._accuracy: Any = nn.ModuleList(MeanMetric() for _ in bench.cells)
 
     def on_test_start(self) -> None:
         self._file = PredictionFile(self._folder, self.global_rank)
         if self.global_rank:
             return
-        index = {(cell.name, cell.budget): i for i, cell in enumerate(self._cells)}
+        index = {(cell.name, cell.budget): i for i, cell in enumerate(self._bench.cells)}
         for prediction in self._done:
             self._accuracy[index[prediction.method, prediction.budget]].update(float(prediction.correct))
 
     def test_step(self, batch: Job, batch_idx: int) -> None:
-        cell = self._cells[batch.cell]
+        cell = self._bench.cells[batch.cell]
         assert cell.stages is not None  # jobs are made of reachable cells
-        length = self._task.max_new_tokens
-        texts, trace = answer(self.model, self._processor, batch.inputs, cell.stages, self._positions, length)
-        predictions = self._judge(batch, cell, texts, trace)
+        predictions = self._judge(batch, cell, *self._bench.answer(batch.inputs, cell.stages))
         self._file.append(predictions)
         correct = torch.tensor([float(p.correct) for p in predictions], device=self.device)
         self._accuracy[batch.cell].update(correct)
 
     def on_test_epoch_end(self) -> None:
-        values = {
-            f"accuracy/{cell.label}": metric.compute()
-            for cell, metric in zip(self._cells, self._accuracy, strict=True)
-            if cell.stages is not None
-        }
-        self.log_dict(values)
+        for index, cell, _ in self._bench.reachable:
+            self.log(f"accuracy/{cell.label}", self._accuracy[index])
 
-    def _judge(self, job: Job, cell: Cell, texts: Sequence[str], trace: Sequence[Any]) -> list[Prediction]:
-        image = int(self.model.config.image_token_id)
-        visual = (job.inputs["input_ids"] == image).sum(1).tolist()
+    def _judge(self, job: Job, cell: Cell, texts: Sequence[str], trace: Sequence[TraceRecord]) -> list[Prediction]:
+        visual = self._bench.visual_tokens(job.inputs)
         kept = {record.site: (record.kept >= 0).sum(1).tolist() for record in trace}
         return [
             Prediction(
@@ -90,7 +69,7 @@ class EvaluationModule(LightningModule):
                 question=sample.question,
                 answer=sample.answer,
                 prediction=text,
-                correct=self._task.correct(text, sample.answer),
+                correct=self._bench.task.correct(text, sample.answer),
                 visual=visual[row],
                 kept={site: counts[row] for site, counts in kept.items()},
             )

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunekit.evaluation import formats
-from prunekit.evaluation.answering import Positions, answer, to_device
-from prunekit.evaluation.cells import Budget, Cell
-from prunekit.evaluation.data import collate, read_sample
+from prunekit.evaluation.bench import Bench
+from prunekit.evaluation.cells import Budget
 from prunekit.evaluation.experiment import DENSE
-from prunekit.evaluation.task import Sample, Task
+from prunekit.evaluation.task import Sample
 
 __all__ = ["Overlay", "collect_overlays", "draw_overlays"]
 
+LEGEND = "full colour: kept\npale: kept by an early stage\nwhite: dropped at once"
 RIGHT, WRONG = "#00664f", "#b34700"
 
 
@@ -42,29 +42,24 @@ class Overlay:
     stages: int
 
 
-def collect_overlays(
-    model: Any, processor: Any, task: Task, cells: Sequence[Cell], numbers: Sequence[int], positions: Positions
-) -> list[tuple[Sample, NDArray[np.float64], list[Overlay]]]:
+def collect_overlays(bench: Bench, numbers: Sequence[int]) -> list[tuple[Sample, NDArray[np.float64], list[Overlay]]]:
     """Samples with one image, that image as the model sees it, and what each reachable cell kept of it."""
     found = []
     for number in numbers:
-        sample = read_sample(task, number)
-        inputs = to_device(collate(processor, [sample]), model.device, model.dtype)
+        sample, inputs = bench.single(number)
         pixels = inputs["pixel_values"]
         if pixels.ndim != 4 or len(pixels) != 1:
             continue
-        visual = int((inputs["input_ids"] == int(model.config.image_token_id)).sum())
+        (visual,) = bench.visual_tokens(inputs)
         overlays = []
-        for cell in cells:
-            if cell.stages is None:
-                continue
-            (text,), trace = answer(model, processor, inputs, cell.stages, positions, task.max_new_tokens)
+        for _, cell, stages in bench.reachable:
+            (text,), trace = bench.answer(inputs, stages)
             left = np.zeros(visual, np.int64)
             for record in trace:
                 left[_indices(record.kept)] += 1
-            right = task.correct(text, sample.answer)
-            overlays.append(Overlay(cell.name, cell.budget, text, right, left, len(cell.stages)))
-        found.append((sample, _picture(pixels[0], processor), overlays))
+            right = bench.task.correct(text, sample.answer)
+            overlays.append(Overlay(cell.name, cell.budget, text, right, left, len(stages)))
+        found.append((sample, _picture(pixels[0], bench.processor), overlays))
     return found
 
 
@@ -108,10 +103,11 @@ def _figure(sample: Sample, picture: NDArray[np.float64], overlays: list[Overlay
         axis.axis("off")
     axes[0, 0].axis("on")
     _frame(axes[0, 0], picture, dense)
-    axes[0, 0].set_xlabel(
-        "full colour: kept\npale: kept by an early stage\nwhite: dropped", fontsize=7.5, color="#5b6570"
-    )
     axes[0, 0].set_title(f"dense: {dense.prediction}", fontsize=9, color=RIGHT if dense.correct else WRONG)
+    if len(names) > 1:
+        axes[1, 0].text(
+            0.5, 1, LEGEND, fontsize=8, color="#5b6570", ha="center", va="top", transform=axes[1, 0].transAxes
+        )
     for overlay in pruned:
         axis = axes[names.index(overlay.name), budgets.index(overlay.budget) + 1]
         axis.axis("on")

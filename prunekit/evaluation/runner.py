@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import seed_everything
 
 from prunekit.errors import DataError
-from prunekit.evaluation.answering import to_device
+from prunekit.evaluation.bench import Bench
 from prunekit.evaluation.cells import Cell, plan_cells
-from prunekit.evaluation.data import RunData, Work, collate, read_sample
+from prunekit.evaluation.data import RunData, Work, read_sample
 from prunekit.evaluation.experiment import Experiment, resolved
 from prunekit.evaluation.loading import ModelFacts, load_model, load_processor, model_facts
 from prunekit.evaluation.measure import ROUNDS, count_operations, time_prefill
@@ -63,46 +63,19 @@ def run(experiment: Experiment, output: Path | str | None = None) -> Result:
         PredictionFile(folder).heal()
     started = time.time()
     seed_everything(experiment.seed, verbose=False)
-    processor = load_processor(experiment.model)
-    model = load_model(experiment.model)
+    bench = Bench(
+        load_model(experiment.model), load_processor(experiment.model), experiment.task, cells, experiment.positions
+    )
     done = PredictionFile(folder).read()
-    _answer(experiment, trainer, model, processor, cells, folder, done)
-    result = _conclude(experiment, trainer, model, processor, cells, folder, facts)
-    result.provenance["continued"] = bool(done)
-    if trainer.is_global_zero:
-        numbers = spread(len(experiment.task), experiment.overlay_samples)
-        found = collect_overlays(model, processor, experiment.task, cells, numbers, experiment.positions)
-        result.provenance["wall_s"] = round(time.time() - started, 1)
-        result.write(folder / RESULT)
-        draw_pareto(result, folder / "pareto.png")
-        pictures = draw_overlays(found, facts.grid, folder / "overlays") if found else []
-        write_report(result, folder / "report.html", pictures)
-    return result
-
-
-def spread(samples: int, wanted: int) -> list[int]:
-    """Sample numbers across a task, prime steps apart so that they are of different families."""
-    step = max(1, samples // max(1, wanted)) | 1
-    return sorted({(i * step) % samples for i in range(min(wanted, samples))})
-
-
-def _answer(
-    experiment: Experiment,
-    trainer: Trainer,
-    model: Any,
-    processor: Any,
-    cells: Sequence[Cell],
-    folder: Path,
-    done: Sequence[Prediction],
-) -> None:
-    """Answer what has not been answered."""
     plan = remaining(cells, len(experiment.task), experiment.batch_size, done)
     if plan:
-        module = EvaluationModule(model, processor, experiment.task, cells, experiment.positions, done, folder)
-        test(trainer, module, RunData(Work(experiment.task, processor, plan)))
+        data = RunData(Work(experiment.task, bench.processor, plan))
+        test(trainer, EvaluationModule(bench, done, folder), data)
     if trainer.is_global_zero:
-        order = {(cell.name, cell.budget): i for i, cell in enumerate(cells)}
-        PredictionFile(folder).merge(lambda p: (order[p.method, p.budget], p.index))
+        bench.model.to(trainer.strategy.root_device)
+        _finish(experiment, bench, facts, folder, started, continued=bool(done))
+    trainer.strategy.barrier("result written")
+    return Result.read(folder / RESULT)
 
 
 def remaining(
@@ -120,37 +93,35 @@ def remaining(
     return plan
 
 
-def _conclude(
-    experiment: Experiment,
-    trainer: Trainer,
-    model: Any,
-    processor: Any,
-    cells: Sequence[Cell],
-    folder: Path,
-    facts: ModelFacts,
-) -> Result:
-    """Summarise the predictions and measure the cost of every cell."""
-    device = trainer.strategy.root_device
-    model.to(device)
-    wanted = min(experiment.timing_samples, len(experiment.task))
-    singles = [
-        to_device(collate(processor, [read_sample(experiment.task, i)]), device, model.dtype)
-        for i in range(max(1, wanted))
-    ]
-    times = time_prefill(model, cells, singles, experiment.positions) if wanted else [None] * len(cells)
-    costs = count_operations(model, cells, singles[0])
-    rows = summarise(cells, PredictionFile(folder).read(), facts.depth, experiment.seed)
-    methods = [
-        replace(row, prefill_ms=ms, macs=cost["macs"] if cost else None, flops=cost["flops"] if cost else None)
-        for row, ms, cost in zip(rows, times, costs, strict=True)
-    ]
-    return Result(
+def spread(samples: int, wanted: int) -> list[int]:
+    """Sample numbers across a task, an odd step apart so that they are of different families."""
+    step = max(1, samples // max(1, wanted)) | 1
+    return sorted({(i * step) % samples for i in range(min(wanted, samples))})
+
+
+def _finish(
+    experiment: Experiment, bench: Bench, facts: ModelFacts, folder: Path, started: float, continued: bool
+) -> None:
+    """Put predictions into order, measure costs, draw, and write the result last: it says that the run is finished."""
+    order = {(cell.name, cell.budget): i for i, cell in enumerate(bench.cells)}
+    file = PredictionFile(folder)
+    file.merge(lambda p: (order[p.method, p.budget], p.index))
+    rows = summarise(bench.cells, file.read(), facts.depth, experiment.seed)
+    timed = min(experiment.timing_samples, len(experiment.task))
+    singles = [bench.single(number)[1] for number in range(max(1, timed))]
+    times = time_prefill(bench, singles) if timed else {}
+    costs = count_operations(bench, singles[0])
+    methods = [replace(row, prefill_ms=times.get(i), **_operations(costs.get(i))) for i, row in enumerate(rows)]
+    found = collect_overlays(bench, spread(len(experiment.task), experiment.overlay_samples))
+    result = Result(
         experiment=resolved(experiment),
         provenance={
             "versions": versions(),
-            "hardware": hardware(device),
+            "hardware": hardware(bench.model.device),
             "seed": experiment.seed,
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "wall_s": round(time.time() - started, 1),
+            "continued": continued,
         },
         model={
             "path": experiment.model.path,
@@ -166,12 +137,20 @@ def _conclude(
             "families": list(rows[0].families),
         },
         methods=methods,
-        notes=_notes(wanted, costs),
+        notes=_notes(timed, costs),
     )
+    draw_pareto(result, folder / "pareto.png")
+    pictures = draw_overlays(found, facts.grid, folder / "overlays") if found else []
+    write_report(result, folder / "report.html", pictures)
+    result.write(folder / RESULT)
 
 
-def _notes(timed: int, costs: Sequence[dict[str, Any] | None]) -> dict[str, str]:
-    uncounted = sorted({name for cost in costs if cost for name in cost["uncounted"]})
+def _operations(cost: dict[str, Any] | None) -> dict[str, Any]:
+    return {} if cost is None else {"macs": cost["macs"], "flops": cost["flops"]}
+
+
+def _notes(timed: int, costs: Mapping[int, dict[str, Any]]) -> dict[str, str]:
+    uncounted = sorted({name for cost in costs.values() for name in cost["uncounted"]})
     return {
         "interval": "95 % percentile bootstrap, 2,000 resamples of groups (images) with all their questions",
         "prefill_ms": f"median of {timed} prompts x {ROUNDS} rounds, batch size 1, methods in turns, after a warm-up",

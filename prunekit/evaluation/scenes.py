@@ -41,6 +41,10 @@ class Scenes(Task):
         if self.seed < 0:
             raise DataError(f"Scenes(seed={self.seed}): the seed must be at least 0.")
 
+    def correct(self, prediction: str, answer: str) -> bool:
+        """Every answer is one word: the first one counts, whatever the model says after it."""
+        return prediction.split()[:1] == [answer]
+
     def __len__(self) -> int:
         return self.scenes * len(FAMILIES)
 

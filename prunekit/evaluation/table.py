@@ -13,7 +13,7 @@ __all__ = ["table"]
 
 _NARROW = ("budget", "tokens/layer", "last", "accuracy %", "vs dense")
 _WIDE = (*_NARROW, "lost", "gained", "MACs", "ms")
-WIDE = 118
+WIDE = 132
 """Columns of a terminal from which on everything is shown; the report shows everything in any case."""
 
 

@@ -69,6 +69,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            warnings.filterwarnings("ignore", ".*DistributedSampler.*")  # doubled answers are dropped when merged
+            warnings.filterwarnings("ignore", ".*compute.*was called before.*")  # a process without jobs of a cell
             warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
             yield
     finally:

@@ -1,0 +1,1 @@
+"""How the bundled tiny LLaVA is trained: `python -m prunekit.models.tiny.training`, or `make train-tiny`."""
