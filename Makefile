@@ -13,6 +13,8 @@ export PYTHONNOUSERSITE := 1
 export NO_MKDOCS_2_WARNING := 1
 demo test docs bench train-tiny: export HF_HUB_OFFLINE := 1
 demo test docs bench train-tiny: export TRANSFORMERS_OFFLINE := 1
+# Threads that wait give their core away: beside another busy program, spinning made the demo ten times slower.
+demo test: export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

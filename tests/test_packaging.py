@@ -83,9 +83,7 @@ def test_the_wheel_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
 
     show = "import prunekit.models, prunekit.policies as p; print(prunekit.models.__file__, p.__file__)"
     imported = run(sys.executable, "-c", show, cwd=tmp_path, path=site)
-    assert imported.stdout.split() == [
-        str(site / f"prunekit/{n}/__init__.py") for n in ("models", "policies")
-    ]
+    assert imported.stdout.split() == [str(site / f"prunekit/{n}/__init__.py") for n in ("models", "policies")]
 
     listed = run(site / "bin" / "prunekit", "list", "policies", cwd=tmp_path, path=site)
     assert listed.returncode == 0, listed.stderr
