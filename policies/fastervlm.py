@@ -23,7 +23,7 @@ class FasterVLM(Method):
         keep: visual tokens that stay: a share of the original ones (float) or a number (int).
     """
 
-    keep: float | int | Keep = 0.25
+    keep: int | float | Keep = 0.25
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         return (Stage("input", SelfAttention("cls"), Keep.of(self.keep)),)

@@ -29,7 +29,7 @@ class FastV(Method):
     speaks of the average attention a token receives; the authors' code takes the last token's, and so does this.
     """
 
-    keep: float | int | Keep = 0.5
+    keep: int | float | Keep = 0.5
     layer: int = 2
 
     def stages(self, depth: int) -> tuple[Stage, ...]:

@@ -36,8 +36,8 @@ class STAR(Method):
     default.
     """
 
-    keep: float | int | Keep = 0.25
-    visual_keep: float | int | Keep | None = None
+    keep: int | float | Keep = 0.25
+    visual_keep: int | float | Keep | None = None
     layer: int | None = None
     visual_queries: Literal["visual", "cls", "embedding"] = "visual"
     text_queries: Literal["text", "last", "instruction"] = "text"
