@@ -241,12 +241,16 @@ def test_a_logger_named_in_the_yaml(tmp_path: Path) -> None:
     assert float(logged["accuracy/Random 25 %"]) == pytest.approx(row["accuracy"])
 
 
+LOOKS_INTO_THE_MODEL = {"cls_layers"}  # explains results, and so must not see the samples that they come from
+
+
 @pytest.mark.parametrize("path", shipped_experiments().values(), ids=shipped_experiments())
 def test_shipped_experiments(path: Path) -> None:
     assert path.read_text().startswith(f"# prunekit run benchmarks/experiments/{path.name}\n")
     experiment = load_experiment(path)
     assert len(experiment.task) >= 1000
-    assert experiment.task.split == "test"  # type: ignore[attr-defined]
+    expected = "development" if path.stem in LOOKS_INTO_THE_MODEL else "test"
+    assert experiment.task.split == expected  # type: ignore[attr-defined]
 
 
 def test_the_session_leaves_nothing_on_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
