@@ -88,3 +88,9 @@ def test_the_wheel_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     listed = run(site / "bin" / "prunekit", "list", "policies", cwd=tmp_path, path=site)
     assert listed.returncode == 0, listed.stderr
     assert "STAR" in listed.stdout
+
+    small = ("--task.init_args.scenes", "2", "--budgets", "[0.5]", "--timing_samples", "0", "--overlay_samples", "1")
+    command = (site / "bin" / "prunekit", "run", "quickstart", "--output", tmp_path / "out", *small)
+    ran = run(*command, cwd=tmp_path, path=site)
+    assert ran.returncode == 0, ran.stderr
+    assert {"result.json", "report.html", "pareto.png"} <= {file.name for file in (tmp_path / "out").iterdir()}
