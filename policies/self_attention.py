@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from prunekit.tokens import Needs, Rows, VisualTokens
 
 __all__ = ["SelfAttention"]
 
+_QUERIES = ("visual", "cls", "embedding")
 _CHUNK = 128  # query tokens at a time, so that memory grows linearly with the tokens
 
 
@@ -43,10 +44,9 @@ class SelfAttention(ScoringPolicy):
     layer: int | None = None
 
     def __post_init__(self) -> None:
-        allowed = get_args(type(self).__dataclass_fields__["queries"].type) or ("visual", "cls", "embedding")
-        if self.queries not in allowed:
-            hint = nearest(str(self.queries), allowed)
-            raise NeedsError(f"SelfAttention(queries={self.queries!r}): allowed are {', '.join(allowed)}.{hint}")
+        if self.queries not in _QUERIES:
+            hint = nearest(str(self.queries), _QUERIES)
+            raise NeedsError(f"SelfAttention(queries={self.queries!r}): allowed are {', '.join(_QUERIES)}.{hint}")
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]

@@ -145,8 +145,7 @@ def text_rows(rows: Rows, sequence: Sequence, sent: Sent) -> tuple[Tensor, Tenso
     if min(after) < 1:
         raise NeedsError(
             f"Attention rows {rows.queries!r} are those of the text after the image, but row {after.index(0)} ends"
-            " with the"
-            " image; use queries='last', or put the question after the image."
+            " with the image; use queries='last', or put the question after the image."
         )
     width = max(after)
     index, _ = last_columns((sequence.origin >= 0) & (sequence.ordinal < 0), width)

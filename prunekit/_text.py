@@ -179,8 +179,7 @@ class TextSide:
             ):
                 raise UnsupportedInputError(
                     f"Stage({pruned.stage.site!r}) keeps {pruned.stage.keep}, but a sample has several images;"
-                    " inside the"
-                    " vision encoder images are pruned one by one: use Keep(ratio=...)."
+                    " inside the vision encoder images are pruned one by one: use Keep(ratio=...)."
                 )
             kept, real = first_columns(flags, max(counts))
             kept = kept.masked_fill(~real, -1)

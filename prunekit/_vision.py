@@ -93,8 +93,7 @@ class VisionSide:
         if self.run is None:
             raise NeedsError(
                 f"Attention rows {rows.queries!r} of the vision encoder are needed, but it did not run inside this"
-                " session:"
-                " pass pixel_values instead of features computed elsewhere."
+                " session: pass pixel_values instead of features computed elsewhere."
             )
         return self.run.attention[rows, layer]
 
@@ -111,8 +110,8 @@ class VisionSide:
         if length != prefix + patches:
             raise NeedsError(
                 f"The vision encoder runs on {length} tokens an image; {type(self.adapter.model).__name__} was"
-                " expected to run"
-                f" on {prefix + patches} (images of another resolution are not supported by policies that read the"
+                f" expected to run on {prefix + patches} (images of another resolution are not supported by policies"
+                " that read the"
                 " encoder)."
             )
         every = torch.ones(images, length, dtype=torch.bool, device=hidden.device)

@@ -151,8 +151,7 @@ class ModelAdapter(ABC):
             )
         raise SiteError(
             f"{str(site)!r}: {name} takes its visual tokens from encoder layer {last} of {self.vision_depth};"
-            " allowed are"
-            f" 'vision.0' to 'vision.{last}'."
+            f" allowed are 'vision.0' to 'vision.{last}'."
         )
 
 

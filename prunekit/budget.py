@@ -62,8 +62,7 @@ def match_average(items: Items, average: float, *, visual: int, depth: int) -> t
         name = type(items).__name__ if isinstance(items, Method) else "this list of stages"
         raise BudgetError(
             f"{name} cannot reach {average:g} visual tokens per decoder layer; on {depth} layers and {visual}"
-            " tokens its range is"
-            f" {reach[0]:g} to {min(reach[1], visual):g}."
+            f" tokens its range is {reach[0]:g} to {min(reach[1], visual):g}."
         )
     least, most = 1, visual  # average_tokens grows with the knob: find the largest setting that is not above
     while least < most:

@@ -42,8 +42,7 @@ class Site:
         if match is None:
             raise SiteError(
                 f"{text!r} is no site; sites are 'vision.<i>' (after layer i of the vision encoder), 'input'"
-                " (before the"
-                f" language model) and 'decoder.<i>' (before decoder layer i, i >= 1).{_nearest_site(text)}"
+                f" (before the language model) and 'decoder.<i>' (before decoder layer i, i >= 1).{_nearest_site(text)}"
             )
         if match["part"] is None:
             return cls(1, 0)
@@ -139,8 +138,7 @@ class Plan:
             if before.where > after.where:
                 raise SiteError(
                     f"Stage {after.site!r} comes after {before.site!r}, but the forward pass reaches it first; list"
-                    " stages in"
-                    " the order of the forward pass: vision, input, decoder."
+                    " stages in the order of the forward pass: vision, input, decoder."
                 )
             if _asks_more(after.keep, before.keep):
                 raise BudgetError(

@@ -143,8 +143,7 @@ def _layer(stage: Stage, rows: Rows | Keys, adapter: ModelAdapter) -> int:
     elif site.part < 2:
         raise NeedsError(
             f"{policy} reads attention from text to image ({rows.queries!r}), which exists only in the language"
-            " model; place it"
-            f" at 'decoder.<i>' instead of {stage.site!r}."
+            f" model; place it at 'decoder.<i>' instead of {stage.site!r}."
         )
     else:
         own, depth, latest = site.index - 1, adapter.depth, site.index - 1
@@ -153,7 +152,6 @@ def _layer(stage: Stage, rows: Rows | Keys, adapter: ModelAdapter) -> int:
     if not 0 <= layer <= latest:
         raise NeedsError(
             f"{policy} at {stage.site!r} reads the attention of layer {rows.layer}, but allowed are 0 to {latest}:"
-            " layers that"
-            " have run when the stage is reached."
+            " layers that have run when the stage is reached."
         )
     return layer
