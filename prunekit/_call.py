@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import NeedsError
+from prunekit.patches import Image
 from prunekit.sequence import Sequence, gather, last_columns
 from prunekit.tokens import Keys, Rows, Selection
 
-__all__ = ["Call", "Sent", "compose", "merge", "text_rows"]
+__all__ = ["Call", "Sent", "merge", "text_rows"]
 
 
 @dataclass
@@ -22,69 +23,88 @@ class Sent:
 
     Attributes:
         visual: columns of visual tokens, [batch, length].
+        video: columns filled from videos, [batch, length]; None where no row has any.
         tokens: columns that are no padding, [batch, length].
         counts: visual tokens of each row.
+        videos: visual tokens of each row that come from videos.
         others: other tokens of each row.
         after: text tokens after the last visual one, of each row.
         ids: token ids, [batch, length], or None.
     """
 
     visual: Tensor
+    video: Tensor | None
     tokens: Tensor
     counts: tuple[int, ...]
+    videos: tuple[int, ...]
     others: tuple[int, ...]
     after: tuple[int, ...]
     ids: Tensor | None
 
     @classmethod
-    def read(cls, visual: Tensor, mask: Tensor | None, ids: Tensor | None) -> Sent:
+    def read(cls, image: Tensor, video: Tensor | None, mask: Tensor | None, ids: Tensor | None) -> Sent:
+        visual = image if video is None else image | video
         length = visual.shape[1]
         tokens = torch.ones_like(visual) if mask is None or mask.ndim != 2 else mask[:, -length:].to(visual.device) != 0
         visual = visual & tokens
         columns = torch.arange(length, device=visual.device)
         last = torch.where(visual, columns, -1).amax(1, keepdim=True)
         text = tokens & ~visual
-        sums = torch.stack([visual.sum(1), text.sum(1), (text & (columns > last)).sum(1)])
-        counts, others, after = sums.tolist()  # the one host read of a prefill: all later shapes follow from it
-        return cls(visual, tokens, tuple(counts), tuple(others), tuple(after), ids)
+        moving = torch.zeros_like(visual) if video is None else visual & video
+        sums = torch.stack([each.sum(1) for each in (visual, moving, text, text & (columns > last))])
+        # the one host read of a prefill: all later shapes follow from it
+        counts, videos, others, after = map(tuple, sums.tolist())
+        return cls(visual, moving if any(videos) else None, tokens, counts, videos, others, after, ids)
 
 
 @dataclass
 class Call:
-    """One forward pass of the language model.
+    """One forward pass of the language model. Columns are those that the caller sent in it.
 
     Attributes:
+        batch: rows.
         length: columns that the caller sent.
-        base: keys that layer 0 has cached before.
-        positions: original position ids of the sent columns, [batch or 1, length].
+        base: columns that were sent before and are in the cache.
+        cache: the KV cache, or None.
+        positions: original position ids of the sent columns, [batch or 1, length] (of M-RoPE, the text's).
         sent: what the caller sent, None for a call without images.
-        sequence: the sent columns that are left; None for a call that is not pruned.
-        entry: the sent columns that enter layer 0, [batch, entered]; None: all of them.
-        index: the entered columns that are left now, [batch, left]; None: all of them.
+        sequence: the columns that are left; None for a call that is not pruned.
+        left: `sequence.origin` once a token was dropped; None: all columns are there.
+        restored: whether the states that the next layer receives are at full length.
+        images: the images of each row, None where they cannot be told apart.
+        alive: tokens of each image that are left, None where that depends on the data.
         attention: tapped rows of the decoder by original visual number, [batch, ..., visual].
         replay: whether the decisions of an earlier call are repeated.
     """
 
+    batch: int
     length: int
     base: int
+    cache: Any
     positions: Tensor
     sent: Sent | None
     sequence: Sequence | None = None
-    entry: Tensor | None = None
-    index: Tensor | None = None
+    left: Tensor | None = None
+    restored: bool = False
+    images: tuple[tuple[Image, ...], ...] | None = None
+    alive: tuple[tuple[int, ...], ...] | None = None
     attention: dict[tuple[Rows | Keys, int], Tensor] = field(default_factory=dict)
     memory: dict[str, object] = field(default_factory=dict)
     replay: bool = False
     cut: dict[Any, Any] = field(default_factory=dict)
 
     @property
-    def entered(self) -> int:
-        """Number of columns that enter layer 0."""
-        return self.length if self.entry is None else int(self.entry.shape[1])
+    def padded(self) -> bool:
+        """Whether the columns that are left hold padding."""
+        return self.left is not None and self.sequence is not None and self.sequence.padded
 
-    def padded(self, pruned: Tensor | None) -> bool:
-        """Whether columns that were gathered (`pruned` is not None) hold padding."""
-        return pruned is not None and self.sequence is not None and self.sequence.padded
+    def keep(self, kept: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """Drop visual tokens, see `Sequence.keep`; returns where among the columns at hand those that stay are."""
+        assert self.sequence is not None
+        self.sequence, index = self.sequence.keep(kept, counts)
+        self.left = self.sequence.origin
+        self.cut.clear()
+        return index
 
     def once(self, name: str, value: Any, key: Any, change: Callable[[Any], Any]) -> Any:
         """`change(value)`, computed once for all layers that are handed the same objects `value` and `key`."""
@@ -106,13 +126,6 @@ class Call:
         origin = self.sequence.origin
         ahead = origin - torch.arange(origin.shape[1], device=origin.device)
         return (ahead - ahead[:, -1:] + self.dropped(origin.device)).clamp(min=0)
-
-
-def compose(first: Tensor | None, then: Tensor | None) -> Tensor | None:
-    """One index for two gathers in a row; None takes everything, -1 is padding."""
-    if first is None or then is None:
-        return then if first is None else first
-    return first.gather(1, then.clamp(min=0)).masked_fill(then < 0, -1)
 
 
 def merge(hidden: Tensor, columns: Tensor, selection: Selection, index: Tensor, left: Sequence) -> Tensor:

@@ -1,4 +1,9 @@
-"""The decoder layers of a pruned model: cutting masks and positions to the tokens that are left at each layer."""
+"""The decoder layers of a pruned model: cutting what they are handed to the tokens that are left at each layer.
+
+The model makes masks, positions and rotary tables for every column it was sent, by its own code. A layer that holds
+fewer tokens is handed them cut to its own, and its cache is told which columns come in. All layers that hold the same
+tokens share one cut.
+"""
 
 from __future__ import annotations
 
@@ -12,145 +17,125 @@ from prunekit.adapter import ModelAdapter
 from prunekit.cache import PrunedLayer, cache_layer, pruned_layer
 from prunekit.errors import UnsupportedCacheError, UnsupportedInputError
 from prunekit.masks import cut_mask, padding_mask
-from prunekit.sequence import gather
+from prunekit.sequence import gather, scatter
 
 __all__ = ["Decoder"]
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 class Decoder:
-    """What happens at a decoder layer besides its stage.
-
-    A layer that holds fewer tokens than the model believes is handed masks, rotary tables and positions cut to its own
-    tokens, and its cache is told which columns come in. All layers that hold the same tokens share one cut.
-    """
+    """What happens at a decoder layer besides its stage."""
 
     def __init__(self, adapter: ModelAdapter, compact: bool) -> None:
         self.adapter, self.compact = adapter, compact
+        self.config: Any = adapter.text_model.config
 
-    @property
-    def config(self) -> Any:
-        """The language model's configuration."""
-        return self.adapter.text_model.config
-
-    # --- the language model's entry ----------------------------------------------------------------------------------
-
-    def enter(self, call: Call, cache: Any, kwargs: dict[str, Any], embeds: Tensor) -> dict[str, Any]:
-        """What the language model is given instead: embeddings, mask and positions of the columns that enter."""
-        seen = call.base
-        first = cache_layer(cache, 0)
-        if isinstance(first, PrunedLayer):
-            seen = first.seen
-        elif cache is not None:
-            first = pruned_layer(cache, 0)
-        own = first if isinstance(first, PrunedLayer) else None
+    def cut(self, call: Call, layer: int, hidden: Tensor, args: tuple[Any, ...], kwargs: Any) -> Arguments | None:
+        """The arguments after `hidden` that a layer is given instead; None: nothing differs."""
+        own = self._cache(call, layer, kwargs.get("past_key_values"))
+        if call.left is None and (own is None or self._plain(own, kwargs)):  # decoding mostly ends here: keep it short
+            if own is not None:
+                own.expect(call.length, call.length, False, None)
+            return None
+        columns, shift = (None, None) if own is None else (own.columns, own.shift)
         mask = kwargs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.shape[-1] != seen + call.length:
-            raise UnsupportedInputError(
-                f"attention_mask describes {mask.shape[-1]} tokens, but the KV cache has seen {seen} and"
-                f" {call.length} are new; pass the mask of the whole conversation, dropped visual tokens included."
-            )
-        kwargs = {**kwargs, "inputs_embeds": embeds}
-        # Without a mask and a cache, transformers would take the gaps in the positions for the seams of packed samples.
-        if mask is not None or cache is None or call.padded(call.entry) or (own is not None and own.padded):
-            keys = self._keys(call.entry, call.length, own, embeds.device)
-            real = (keys >= 0).expand(embeds.shape[0], -1)
-            kwargs["attention_mask"] = real if mask is None else cut_mask(mask, keys, call.entry)
-        kwargs["position_ids"] = self._positions(call, own, call.entry)
-        return kwargs
+        changed = {"attention_mask": call.once("mask", mask, columns, lambda mask: self._mask(call, own, mask, hidden))}
+        if call.left is not None:
+            args = tuple(self._columns(call, "", value) for value in args)
+            others = {name: value for name, value in kwargs.items() if name not in ("attention_mask", "past_key_values")}
+            changed |= {name: self._columns(call, name, value) for name, value in others.items()}
+        if self.compact:
+            positions = call.once("compact", call.positions, shift, lambda _: self._compacted(call, own))
+            tables = call.once("rotary", positions, None, lambda numbers: self.adapter.rotary(hidden, numbers))
+            changed |= {"position_ids": positions, "position_embeddings": tables}
+        if own is not None:
+            moved = call.dropped(hidden.device) if self.compact and call.left is not None else None
+            own.expect(call.length if call.left is None else call.left, call.length, call.padded, moved)
+        return args, kwargs | changed
 
-    def expect_entry(self, call: Call, cache: Any) -> None:
-        """Tell layer 0's cache what comes in."""
-        if cache is not None and (call.entry is not None or isinstance(cache_layer(cache, 0), PrunedLayer)):
-            new = call.length if call.entry is None else call.entry
-            pruned_layer(cache, 0).expect(new, call.length, call.padded(call.entry), self._moved(call, call.entry))
+    def restore(self, call: Call, output: Tensor) -> Tensor:
+        """Put the states back into the caller's columns, with zeros where a token was dropped."""
+        return output if call.left is None else scatter(output, call.left, call.length)
 
-    # --- one layer ---------------------------------------------------------------------------------------------------
+    # --- the cache ---------------------------------------------------------------------------------------------------
 
-    def cut(self, call: Call, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any] | None:
-        """What a later layer is given instead, for the columns that are left; None: nothing differs."""
-        cache, index = kwargs.get("past_key_values"), call.index
+    def _cache(self, call: Call, layer: int, cache: Any) -> PrunedLayer | None:
+        """The layer's cache if it is a pruned one, or has to become one now."""
         own = cache_layer(cache, layer)
-        if index is not None and cache is not None:
+        # A sliding layer forgets columns; the masks of all sliding layers have one size, so none may.
+        if cache is not None and (call.left is not None or (call.sequence is not None and any(cache.is_sliding))):
             own = pruned_layer(cache, layer)
-        elif not isinstance(own, PrunedLayer):
-            own = None
-        if own is not None and own.seen != call.base:
+        if not isinstance(own, PrunedLayer):
+            return None
+        if own.seen != call.base:
             raise UnsupportedCacheError(
                 f"The KV cache of layer {layer} has seen {own.seen} tokens and that of layer 0 {call.base}: it was not"
                 " filled by the same stages from the start."
             )
-        if index is None and (own is None or self._plain(own, kwargs)):  # decoding mostly ends here: keep it short
-            if own is not None:
-                own.expect(call.entered, call.entered, False, None)
-            return None
-        kwargs = dict(kwargs)
-        columns, shift = (None, None) if own is None else (own.columns, own.shift)
-        mask = kwargs.get("attention_mask")
-        kwargs["attention_mask"] = call.once("mask", mask, columns, lambda mask: self._mask(call, own, mask, hidden))
-        if self.compact:
-            positions = call.once("compact", call.positions, shift, lambda _: self._positions(call, own, index))
-            tables = call.once("rotary", positions, None, lambda numbers: self.adapter.rotary(hidden, numbers))
-            kwargs.update(position_ids=positions, position_embeddings=tables)
-        elif index is not None:
-            for name in ("position_ids", "position_embeddings"):
-                kwargs[name] = call.once(name, kwargs.get(name), None, lambda value: _gather_each(value, index))
-        if own is not None:
-            new = call.entered if index is None else index
-            own.expect(new, call.entered, call.padded(index), self._moved(call, index))
-        return kwargs
+        if own.is_sliding and own.columns is not None and "flash" in self.config._attn_implementation:
+            raise UnsupportedInputError(
+                f"Decoder layer {layer} has a sliding window, which FlashAttention would count in the tokens that are"
+                " left instead of those that were sent; load the model with attn_implementation='sdpa'."
+            )
+        return own
 
     def _plain(self, own: PrunedLayer, kwargs: dict[str, Any]) -> bool:
         """Whether new tokens need nothing cut: no mask, no padding, positions as they are."""
-        return kwargs.get("attention_mask") is None and not own.padded and not self.compact
+        nothing_dropped = own.columns is None and not own.padded
+        return (kwargs.get("attention_mask") is None or nothing_dropped) and not own.padded and not self.compact
+
+    # --- masks -------------------------------------------------------------------------------------------------------
 
     def _mask(self, call: Call, own: PrunedLayer | None, mask: Any, hidden: Tensor) -> Any:
-        if mask is None and not call.padded(call.index) and not (own is not None and own.padded):
+        if mask is None and not call.padded and not (own is not None and own.padded):
             return None
-        keys = self._keys(call.index, call.entered, own, hidden.device)
+        if own is not None:
+            keys = own.cut(call.length if call.left is None else call.left, hidden.device)
+        else:
+            assert call.left is not None  # without a cache, only a pruned call gets here
+            keys = call.left
         if mask is not None:
-            return cut_mask(mask, keys, call.index)
+            if isinstance(mask, Tensor) and mask.shape[-1] != call.base + call.length:
+                raise UnsupportedInputError(
+                    f"attention_mask describes {mask.shape[-1]} tokens, but the KV cache has seen {call.base} and"
+                    f" {call.length} are new; pass the mask of the whole conversation, dropped visual tokens included."
+                )
+            return cut_mask(mask, keys, call.left)
         return padding_mask(keys, hidden.shape[1], self.config._attn_implementation, hidden.dtype)
 
-    def _keys(self, pruned: Tensor | None, length: int, own: PrunedLayer | None, device: torch.device) -> Tensor:
-        """Columns, of the mask a layer is handed, of all keys that it will hold: [batch or 1, keys]."""
-        if own is not None:
-            return own.cut(length if pruned is None else pruned, device)
-        assert pruned is not None  # without a cache, only a pruned call gets here
-        return pruned
+    # --- everything else that has a column for each token --------------------------------------------------------------
 
-    # --- the last layer ----------------------------------------------------------------------------------------------
+    def _columns(self, call: Call, name: str, value: Any) -> Any:
+        """A layer's argument for the columns that are left: tensors, and tuples and mappings of tensors."""
+        if isinstance(value, Tensor):
+            axis = _length_axis(value, call, name)
+            if axis is None:
+                return value
+            index = call.left
+            assert index is not None
+            return call.once(name, value, None, lambda full: gather(full, index, axis, max(axis - 1, 0)))
+        if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+            return type(value)(self._columns(call, name, item) for item in value)
+        if type(value) is dict:
+            return {key: self._columns(call, name, item) for key, item in value.items()}
+        return value
 
-    def restore(self, call: Call, output: Tensor) -> Tensor:
-        """Put the states back into the caller's columns, with zeros where a token was dropped."""
-        if call.sequence is None or (call.entry is None and call.index is None):
-            return output
-        origin = call.sequence.origin.to(output.device)
-        spare = int(call.sequence.padded)  # one column more takes the padding, and is cut off
-        full = output.new_zeros(output.shape[0], call.length + spare, output.shape[-1])
-        index = torch.where(origin >= 0, origin, call.length) if spare else origin
-        return full.scatter(1, index[..., None].expand_as(output), output)[:, : call.length]
-
-    # --- positions ---------------------------------------------------------------------------------------------------
-
-    def _moved(self, call: Call, pruned: Tensor | None) -> Tensor | None:
-        """Visual tokens dropped from each row in this call, [batch, 1]; None where positions stay original."""
-        return call.dropped(pruned.device) if self.compact and pruned is not None else None
-
-    def _positions(self, call: Call, own: PrunedLayer | None, pruned: Tensor | None) -> Tensor:
-        """Position ids of the columns that are left, [batch, left]."""
+    def _compacted(self, call: Call, own: PrunedLayer | None) -> Tensor:
+        """Position ids without gaps of the columns that are left, [batch, left]."""
         positions = call.positions
-        if pruned is not None:
-            assert call.sequence is not None
-            positions = gather(positions, call.sequence.origin)
-            if self.compact:
-                positions = positions - call.gaps()
-        if self.compact and own is not None and own.shift is not None:
-            positions = positions - own.shift
-        return positions
+        if call.left is not None:
+            positions = gather(positions, call.left) - call.gaps()
+        return positions if own is None or own.shift is None else positions - own.shift
 
 
-def _gather_each(value: Any, index: Tensor) -> Any:
-    """Gather columns of a tensor, or of each tensor of a tuple (cosines, sines)."""
-    if value is None:
-        return None
-    return tuple(gather(part, index) for part in value) if isinstance(value, tuple) else gather(value, index)
+def _length_axis(value: Tensor, call: Call, name: str) -> int | None:
+    """The axis of a layer's argument that has an entry for each column of the call; None where there is none.
+
+    The axis before it is that of the batch: [batch, length], [1, length, dim], [3, batch, length].
+    """
+    axes = range(1, value.ndim)
+    for axis in reversed(axes) if name == "position_ids" else axes:
+        if value.shape[axis] == call.length and value.shape[axis - 1] in (1, call.batch):
+            return axis
+    return None

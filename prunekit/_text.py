@@ -1,7 +1,9 @@
 """The language model's half of a session: pruning at its input and between decoder layers, in prefill and decode.
 
 One path serves every call. A call brings new columns; a call with visual tokens is pruned, and each layer's cache
-remembers which columns it holds (`PrunedLayer`), so that the masks of later calls can be cut to them.
+remembers which columns it holds (`PrunedLayer`), so that the masks of later calls can be cut to them. The model is
+handed everything at full length and makes positions and masks by its own code; what is dropped is dropped between the
+model and its layers.
 """
 
 from __future__ import annotations
@@ -9,64 +11,64 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit._call import Call, Sent, compose, merge, text_rows
+from prunekit._adapter import ModelAdapter
+from prunekit._align import Layers, align, images_of, spread
+from prunekit._call import Call, Sent, text_rows
 from prunekit._decoder import Decoder
 from prunekit._replay import Replay
-from prunekit._vision import Layers, Select, VisionSide, pick, pick_keys, spread, take
-from prunekit.adapter import ModelAdapter
+from prunekit._stages import Stages
+from prunekit._vision import VisionSide
 from prunekit.attention import attention_rows, tap
-from prunekit.cache import PrunedLayer, cache_layer
-from prunekit.errors import NeedsError, PruningWarning, UnsupportedInputError
-from prunekit.plan import Plan
+from prunekit.cache import PrunedLayer, cache_layer, set_running
+from prunekit.errors import NeedsError, PruningWarning, UnsupportedInputError, UnsupportedModelError
+from prunekit.patches import Encoded
 from prunekit.sequence import Sequence, first_columns, gather
-from prunekit.tokens import Keys, Rows, Selection, VisualTokens
+from prunekit.tokens import Keys, Rows
 from prunekit.trace import TraceRecord, cost_scope
 
 __all__ = ["TextSide"]
+
+PIXELS = ("pixel_values", "image_patches", "image_embeds", "image_features", "image_hidden_states", "video_embeds")
 
 
 class TextSide:
     """Hooks of the multimodal core and of the language model."""
 
     def __init__(
-        self,
-        adapter: ModelAdapter,
-        plan: Plan,
-        layers: Layers,
-        vision: VisionSide,
-        select: Select,
-        record: Callable[[TraceRecord], None],
-        compact: bool,
+        self, adapter: ModelAdapter, layers: Layers, vision: VisionSide, stages: Stages, decoder: Decoder
     ) -> None:
-        self.adapter, self.plan, self.layers, self.vision = adapter, plan, layers, vision
-        self.select, self.record, self.decoder = select, record, Decoder(adapter, compact)
-        self.stages = {stage.where.index: stage for stage in plan.stages if stage.where.part > 0}  # 0 is the input
+        self.adapter, self.layers, self.vision, self.stages, self.decoder = adapter, layers, vision, stages, decoder
         self.call: Call | None = None
         self.sent: Sent | None = None
         self.replay = Replay()
         self.warned = False
 
-    def attach(self) -> list[Any]:
+    def attach(self, hooks: ExitStack) -> None:
+        """Attach everything; `hooks` takes it off again."""
+        self.vision.done = self._check_counts
         adapter, layers = self.adapter, self.adapter.decoder_layers
         handles: list[Any] = [
             adapter.core.register_forward_pre_hook(self._core, with_kwargs=True),
             adapter.text_model.register_forward_pre_hook(self._enter, with_kwargs=True),
-            layers[-1].register_forward_hook(self._leave, prepend=True),
         ]
         for index, layer in enumerate(layers):
             handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
+            if adapter.full_length_after(index):
+                handles.append(layer.register_forward_hook(self._after(index), prepend=True))
         taps: dict[int, set[Rows | Keys]] = {}
         for (_, rows), layer_index in self.layers.items():
             if not rows.of_vision:
                 taps.setdefault(layer_index, set()).add(rows)
         for layer_index, wanted in taps.items():
             handles += tap(adapter.attention(layers[layer_index]), self._observer(layer_index, wanted))
-        return handles
+        for handle in handles:
+            hooks.callback(handle.remove)
 
     def release(self) -> None:
         """Let go of all tensors."""
@@ -78,53 +80,63 @@ class TextSide:
     def _core(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if args:
             kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
-        kwargs = self._new_columns(kwargs)
-        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        if encoded is not None and not self.vision.produced(encoded):
-            self.vision.forget()
+        encoded = {kind: out for kind, out in (kwargs.get("mm_encoder_outputs") or {}).items() if out is not None}
+        kwargs = new_columns(kwargs)
+        set_running(kwargs.get("past_key_values"), True)
+        self.vision.accept(encoded)
         self.sent = None
-        if encoded is not None or kwargs.get("pixel_values") is not None:
-            visual = self.adapter.visual_mask(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-            sent = Sent.read(visual, kwargs.get("attention_mask"), kwargs.get("input_ids"))
-            self.adapter.check_visual(sent.counts)
-            self.sent = sent if any(sent.counts) else None
+        if encoded or any(name.startswith(PIXELS) and value is not None for name, value in kwargs.items()):
+            self.sent = self._read(kwargs)
+            for each in self.vision.encoded.values():
+                self._check_counts(each)
         return (), kwargs
 
-    def _new_columns(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Cut off what was seen: `generate` on a pruned cache counts its keys, and sends too many tokens again."""
-        cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
-        first = cache_layer(cache, 0)
-        if ids is None or ids.shape[1] == 1 or not isinstance(first, PrunedLayer) or not first.seen:
-            return kwargs
-        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        if mask is None and positions is None:
-            return kwargs
-        total = int(mask.shape[-1] if mask is not None else positions.max() + 1)  # type: ignore[union-attr]
-        new = total - first.seen
-        if new < 1:
+    def _read(self, kwargs: dict[str, Any]) -> Sent | None:
+        ids, embeds, adapter = kwargs.get("input_ids"), kwargs.get("inputs_embeds"), self.adapter
+        image, video = (
+            adapter.placeholders(each, ids, embeds) if each else None for each in (adapter.image_ids, adapter.video_ids)
+        )
+        if image is None:
+            assert video is not None  # adapters have checked that there is one of them
+            image = torch.zeros_like(video)
+        sent = Sent.read(image, video, kwargs.get("attention_mask"), ids)
+        return sent if any(sent.counts) else None
+
+    def _check_counts(self, encoded: Encoded) -> None:
+        """Refuse features that do not fill the placeholders, before the model does so with less to say."""
+        encoded.used = self.sent is not None
+        if self.sent is None or not encoded.total:
+            return
+        sent, moving = self.sent, encoded.kind == "video"
+        rows = sent.videos if moving else tuple(a - b for a, b in zip(sent.counts, sent.videos, strict=True))
+        if sum(rows) % encoded.total or not sum(rows):
+            sizes = "" if encoded.tokens is None else f" ({', '.join(map(str, encoded.tokens))})"
             raise UnsupportedInputError(
-                f"The KV cache has seen {first.seen} tokens, but the inputs describe only {total}."
+                f"The rows of input_ids hold {list(rows)} placeholders for {encoded.kind}s, {sum(rows)} in all, but"
+                f" {encoded.total} visual tokens{sizes} were made of the {encoded.kind}s that were given: every row"
+                " needs its own, and the processor's number of placeholders."
             )
-        if new < ids.shape[1]:
-            kwargs["input_ids"] = ids[:, -new:]
-            if positions is not None:
-                kwargs["position_ids"] = positions[..., -new:]
-        return kwargs
 
     # --- the language model's entry ----------------------------------------------------------------------------------
 
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         if embeds is None:  # the language model alone, on token ids
             self.call = None
-            return None
-        first = cache_layer(cache, 0)
+            return
+        set_running(cache, True)
         base = cache.get_seq_length() if cache is not None else 0
-        seen = first.seen if isinstance(first, PrunedLayer) else base
+        batch, length = embeds.shape[:2]
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[-1] != base + length:
+            raise UnsupportedInputError(
+                f"attention_mask describes {mask.shape[-1]} tokens, but the KV cache has seen {base} and {length} are"
+                " new; pass the mask of the whole conversation, dropped visual tokens included."
+            )
         positions = kwargs.get("position_ids")
         if positions is None:
-            positions = torch.arange(seen, seen + embeds.shape[1], device=embeds.device)[None]
-        call = self.call = Call(embeds.shape[1], base, positions, self.sent)
+            positions = torch.arange(base, base + length, device=embeds.device)[None]
+        call = self.call = Call(batch, length, base, cache, positions, self.sent)
         self.sent = None
         if call.sent is None:
             if not base and not self.warned:
@@ -132,119 +144,53 @@ class TextSide:
                 warnings.warn(
                     "A prompt without images runs dense: there are no visual tokens to prune.", PruningWarning, 2
                 )
-        else:
-            embeds = self._prune_entry(call, call.sent, embeds, kwargs)
-        if call.entry is None and not isinstance(first, PrunedLayer):
-            return None
-        return args, self.decoder.enter(call, cache, kwargs, embeds)
+            return
+        self._begin(call, call.sent, embeds, kwargs)
 
-    def _prune_entry(self, call: Call, sent: Sent, embeds: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        for count in sorted(set(sent.counts)):
-            if count:
-                self.plan.check(count)
+    def _begin(self, call: Call, sent: Sent, embeds: Tensor, kwargs: dict[str, Any]) -> None:
+        """Set up the pruning of a prompt, and drop what stages inside the encoder have dropped already."""
         call.sequence = Sequence.of(sent.visual, sent.tokens, sent.counts, sent.others)
+        call.images = images_of(sent, self.vision.encoded, self.adapter.grid_of)
+        self.stages.check(call)
         if kwargs.get("past_key_values") is not None or kwargs.get("use_cache", self.decoder.config.use_cache):
             self.replay.forget()
         else:
             columns, valid = call.sequence.visual_columns()
             call.replay = self.replay.begins(sent.ids, gather(embeds, columns) * valid[..., None])
-        if self.vision.run is not None:
-            call.memory = dict(self.vision.memory)
-            self._leave_out(call, sent)
-        elif any(stage.where.part == 0 for stage in self.plan.stages):
+        call.memory = dict(self.vision.memory)
+        self._leave_out(call, sent)
+
+    def _leave_out(self, call: Call, sent: Sent) -> None:
+        """Drop at the input what stages inside the vision encoder dropped."""
+        encoded = dict(sorted(self.vision.encoded.items()))  # images before videos
+        dropped = {kind: self.vision.dropped(kind) for kind in encoded}
+        inside = [stage for stage in self.stages.plan.stages if stage.where.part == 0]
+        if inside and any(len(found) < len(inside) for found in dropped.values() or [[]]):
             raise NeedsError(
                 "A stage inside the vision encoder cannot prune features that come from elsewhere: run the encoder"
                 " inside this session (pass pixel_values), or place the stage at 'input'."
             )
-        hidden = embeds if call.entry is None else gather(embeds, call.entry)
-        if 0 in self.stages:
-            hidden = self._stage(call, 0, hidden)
-            call.entry, call.index = compose(call.entry, call.index), None
-        return hidden
-
-    def _leave_out(self, call: Call, sent: Sent) -> None:
-        """Drop at the input what stages inside the vision encoder dropped."""
-        assert self.vision.run is not None
-        assert call.sequence is not None
-        for pruned in self.vision.run.pruned:
-            flags = spread(
-                torch.ones_like(pruned.kept, dtype=torch.float32), pruned.kept, self.adapter.tokens_per_image
-            )
-            flags = self.vision.align(flags, sent.counts) > 0
-            counts = tuple(count // self.adapter.tokens_per_image * pruned.kept.shape[1] for count in sent.counts)
-            if (
-                pruned.stage.keep is not None
-                and pruned.stage.keep.tokens is not None
-                and max(counts) > pruned.kept.shape[1]
-            ):
+        for number, stage in enumerate(inside):
+            found = [dropped[kind][number] for kind in encoded]
+            left, total = found[0][3:]
+            counts = tuple(count // total * left for count in sent.counts)
+            if stage.keep is not None and stage.keep.tokens is not None and max(counts) > left and stage.keep.per != "image":
                 raise UnsupportedInputError(
-                    f"Stage({pruned.stage.site!r}) keeps {pruned.stage.keep}, but a sample has several images;"
-                    " inside the vision encoder images are pruned one by one: use Keep(ratio=...)."
+                    f"Stage({stage.site!r}) keeps {stage.keep}, but a sample has several images; inside the vision"
+                    " encoder images are pruned one by one: use Keep(ratio=...)."
                 )
+            flags = align(torch.cat([each[1] for each in found]), sent, encoded) > 0
             kept, real = first_columns(flags, max(counts))
             kept = kept.masked_fill(~real, -1)
             if not call.replay:
-                scores = pruned.scores
-                scores = scores if scores is None else self.vision.align(scores, sent.counts, torch.nan)
-                self.record(TraceRecord(pruned.stage.site, kept, scores, sent.counts))
-        if self.vision.run.pruned and counts != call.sequence.visual:
-            call.sequence, call.entry = call.sequence.keep(kept, counts)
-
-    # --- stages ------------------------------------------------------------------------------------------------------
-
-    def _stage(self, call: Call, layer: int, hidden: Tensor) -> Tensor:
-        """Run the stage before `layer` on the states of the columns that are left; returns those of the kept ones."""
-        stage, sequence = self.stages[layer], call.sequence
-        assert sequence is not None
-        assert call.sent is not None
-        columns, valid = sequence.visual_columns()
-        source = sequence.ordinal.gather(1, columns).masked_fill(~valid, -1)
-        if call.replay:
-            selection, counts = self.replay.decisions[stage.site]
-        else:
-            visual = self.vision
-            found = dict(call.attention)
-            for (site, rows), at in self.layers.items():
-                if site == stage.site and rows.of_vision:
-                    found[rows, at] = visual.align(visual.attention(rows, at), call.sent.counts)
-            text, real = first_columns((sequence.origin >= 0) & (sequence.ordinal < 0), max(sequence.other))
-            tokens = VisualTokens(
-                hidden=gather(hidden, columns),
-                source=source,
-                valid=valid,
-                total=call.sent.counts,
-                counts=sequence.visual,
-                attention=pick(stage, self.layers, found, lambda full: take(full, source)),
-                keys=pick_keys(stage, self.layers, found, lambda full: take(full, source)),
-                text=gather(hidden, text) if stage.policy.needs.text else None,
-                text_valid=real if stage.policy.needs.text else None,
-                grid=self.adapter.grid,
-                per_image=self.adapter.tokens_per_image,
-                memory=call.memory,
-            )
-            selection, counts = self.select(stage, tokens)
-            if self.replay.ids is not None:
-                self.replay.decisions[stage.site] = selection, counts
-            self._note(stage.site, call, selection, source)
-        if counts == sequence.visual and selection.owner is None:
-            return hidden  # everything stays: nothing to gather
-        call.sequence, index = sequence.keep(selection.kept, counts)
-        call.index = compose(call.index, index)
-        call.cut.clear()
-        hidden = (
-            gather(hidden, index)
-            if selection.owner is None
-            else merge(hidden, columns, selection, index, call.sequence)
-        )
-        return hidden
-
-    def _note(self, site: str, call: Call, selection: Selection, source: Tensor) -> None:
-        assert call.sent is not None
-        kept = source.gather(1, selection.kept.clamp(min=0)).masked_fill(selection.kept < 0, -1)
-        scores = selection.scores
-        if scores is not None:
-            scores = spread(scores.float(), source, max(call.sent.counts), torch.nan)
-        self.record(TraceRecord(site, kept, scores, call.sent.counts))
+                scores = [each[2] for each in found if each[2] is not None]
+                aligned = align(torch.cat(scores), sent, encoded, torch.nan) if scores else None
+                self.stages.record(TraceRecord(stage.site, kept, aligned, sent.counts))
+            if number == len(inside) - 1 and counts != sent.counts:
+                call.keep(kept, counts)
+                call.restored = True  # layer 0 is handed all columns
+                if call.images is not None:
+                    call.alive = tuple(tuple(left for _ in row) for row in call.images)
 
     # --- decoder layers ----------------------------------------------------------------------------------------------
 
@@ -253,20 +199,44 @@ class TextSide:
             call = self.call
             if call is None:
                 return None
-            if layer == 0:
-                self.decoder.expect_entry(call, kwargs.get("past_key_values"))
+            if args:
+                hidden, *others = args
+            else:
+                hidden, others = kwargs["hidden_states"], []
+            given = hidden
+            if layer == 0 and call.sequence is not None and hidden.ndim != 3:
+                raise UnsupportedModelError(
+                    f"The decoder layers of {type(self.adapter.model).__name__} work on states of shape"
+                    f" {list(hidden.shape)} instead of [batch, length, dim]; it cannot be pruned."
+                )
+            if call.restored and call.left is not None:
+                hidden, call.restored = gather(hidden, call.left), False
+            if layer in self.stages.by_layer and call.sequence is not None:
+                hidden = self.stages.run(call, layer, hidden, self.vision, self.replay)
+            changed = self.decoder.cut(call, layer, hidden, tuple(others), kwargs)
+            if changed is None and hidden is given:
                 return None
-            hidden = args[0]
-            if layer in self.stages and call.sequence is not None:
-                hidden = self._stage(call, layer, hidden)
-            changed = self.decoder.cut(call, layer, hidden, kwargs)
-            return None if changed is None else ((hidden, *args[1:]), changed)
+            others, kwargs = changed or (others, kwargs)
+            return ((hidden, *others), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
 
         return before
 
-    def _leave(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        call, self.call = self.call, None
-        return output if call is None else self.decoder.restore(call, output)
+    def _after(self, layer: int) -> Callable[..., Any]:
+        last = layer == self.adapter.depth - 1
+
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
+            call = self.call
+            if last:
+                self.call = None
+                set_running(call.cache if call is not None else None, False)
+            if call is None or call.left is None:
+                return output
+            call.restored = True
+            if isinstance(output, tuple):
+                return self.decoder.restore(call, output[0]), *output[1:]
+            return self.decoder.restore(call, output)
+
+        return after
 
     # --- attention ---------------------------------------------------------------------------------------------------
 
@@ -292,3 +262,24 @@ class TextSide:
                 call.attention[rows, layer] = spread(seen, ordinals, max(call.sent.counts))
 
         return observe
+
+
+def new_columns(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Cut off what was seen: `generate` on a pruned cache counts its keys, and sends too many tokens again."""
+    cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+    first = cache_layer(cache, 0)
+    if ids is None or ids.shape[1] == 1 or not isinstance(first, PrunedLayer) or not first.seen:
+        return kwargs
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    if mask is None and positions is None:
+        return kwargs
+    total = int(mask.shape[-1] if mask is not None else positions.max() + 1)  # type: ignore[union-attr]
+    new = total - first.seen
+    if new < 1:
+        raise UnsupportedInputError(f"The KV cache has seen {first.seen} tokens, but the inputs describe only {total}.")
+    if new < ids.shape[1]:
+        kwargs = {**kwargs, "input_ids": ids[:, -new:]}
+        for name in ("position_ids", "token_type_ids", "mm_token_type_ids"):
+            if isinstance(kwargs.get(name), Tensor):
+                kwargs[name] = kwargs[name][..., -new:]
+    return kwargs

@@ -1,8 +1,9 @@
 """A KV-cache layer that knows which tokens it holds.
 
-transformers sizes the attention mask by the first layer's cache. A layer that was pruned holds fewer keys, so the
-mask has to be cut to the columns it kept; this layer carries those columns along through everything that happens to a
-cache: growth, beam reordering, repetition, cropping, copying.
+While the model runs, it looks like a cache of everything that was sent: it counts every column, as transformers' own
+sliding-window layers do, so that the model makes positions and masks for the whole conversation by its own code. The
+session cuts those masks to the columns that a layer really holds; the layer carries them along through everything that
+happens to a cache: growth, beam reordering, repetition, cropping, copying.
 """
 
 from __future__ import annotations
@@ -11,24 +12,26 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from prunekit.errors import UnsupportedCacheError
 
-__all__ = ["PrunedLayer", "cache_layer", "pruned_layer"]
+__all__ = ["PrunedLayer", "cache_layer", "pruned_layer", "set_running"]
 
 
 class PrunedLayer(DynamicLayer):
-    """A `DynamicLayer` whose keys stand for a part of the columns that the mask has.
+    """A `DynamicLayer` whose keys stand for a part of the columns that were sent.
+
+    A sliding-window layer becomes one too: its window is in the mask, and counts the columns that were sent.
 
     Attributes:
-        columns: for each key the column of the mask that the layer is handed, [batch, n]; -1 is padding. For decoder
-            layer 0 that is the caller's attention mask, for all others the one that the model made for layer 0. Keys
-            after the first n are the columns that follow, one by one (generated tokens).
-        seen: number of mask columns so far.
+        columns: for each key the column that it was sent as, [batch, n]; -1 is padding. Keys after the first n are the
+            columns that follow, one by one (generated tokens).
+        seen: number of columns so far.
+        running: whether the model is at work, and is to be told of `seen` columns instead of the keys that are held.
         padded: whether any of `columns` is padding (a host flag, so that decoding need not look).
         shift: how far compacted positions have moved, [batch, 1], or None.
-        pending: what the next `update` brings: columns [batch, new], or a plain number of new tokens.
+        pending: what the next `update` brings: columns [batch, new] of the call, or a plain number of new tokens.
     """
 
     _layer_type = None
@@ -37,16 +40,24 @@ class PrunedLayer(DynamicLayer):
         super().__init__()  # type: ignore[no-untyped-call]
         if layer is not None:
             self.__dict__.update(layer.__dict__)
+            self.is_sliding = layer.is_sliding
         self.columns: Tensor | None = None
         self.padded = False
         self.shift: Tensor | None = None
         self.pending: Tensor | int | None = None
-        self.seen = self.get_seq_length()
+        self.running = False
+        self.seen = super().get_seq_length()
         self.tail = self.seen  # keys after `columns`: columns seen - tail ... seen - 1
         self._length = 0
 
+    def get_seq_length(self) -> int:
+        return self.seen if self.running else super().get_seq_length()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
     def cut(self, new: Tensor | int, device: torch.device) -> Tensor:
-        """Mask columns of all keys after the coming update, [batch, keys] (batch 1 where all rows are alike)."""
+        """Columns of all keys after the coming update, [batch, keys] (batch 1 where all rows are alike)."""
         if not self.seen and not isinstance(new, int):
             return new  # layers pruned alike share one tensor, so that a mask is cut once for all of them
         plain = new if isinstance(new, int) else 0
@@ -59,7 +70,7 @@ class PrunedLayer(DynamicLayer):
         return parts[0] if len(parts) == 1 else torch.cat([part.expand(rows, -1) for part in parts], dim=1)
 
     def expect(self, new: Tensor | int, length: int, padded: bool, moved: Tensor | None) -> None:
-        """Announce what the next `update` brings: `length` mask columns, of which `new` are cached.
+        """Announce what the next `update` brings: `length` columns, of which `new` are cached.
 
         Args:
             padded: whether `new` holds padding.
@@ -74,8 +85,8 @@ class PrunedLayer(DynamicLayer):
         if self.pending is None:
             raise UnsupportedCacheError(
                 "This KV cache was pruned inside a prune(...) session, and now a model outside of one goes on with"
-                " it (or"
-                " runs a layer twice). Continue inside a session with the same stages, or start with a new cache."
+                " it (or runs a layer twice). Continue inside a session with the same stages, or start with a new"
+                " cache."
             )
         if isinstance(self.pending, int):
             self.tail += self.pending
@@ -126,6 +137,13 @@ def cache_layer(cache: Cache | None, index: int) -> Any:
     return cache.layers[index] if cache is not None and index < len(cache.layers) else None
 
 
+def set_running(cache: Cache | None, running: bool) -> None:
+    """Tell all pruned layers of a cache whether the model is at work."""
+    for layer in cache.layers if cache is not None else ():
+        if isinstance(layer, PrunedLayer):
+            layer.running = running
+
+
 def pruned_layer(cache: Cache, index: int) -> PrunedLayer:
     """Make layer `index` of a cache a `PrunedLayer`, in place, and return it.
 
@@ -138,10 +156,15 @@ def pruned_layer(cache: Cache, index: int) -> PrunedLayer:
     layer = cache.layers[index]
     if isinstance(layer, PrunedLayer):
         return layer
-    if type(layer) is not DynamicLayer:
+    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise UnsupportedCacheError(
             f"{type(cache).__name__} with {type(layer).__name__} cannot be pruned: its layers cannot differ in length."
             " Use transformers.DynamicCache (the default of generate)."
+        )
+    if layer.get_seq_length() and layer.get_seq_length() != layer.keys.shape[-2]:
+        raise UnsupportedCacheError(
+            f"Layer {index} of this KV cache has a sliding window and has forgotten the start of the conversation, so"
+            " that an image cannot be pruned now: start the conversation inside the session, with the image."
         )
     cache.layers[index] = pruned = PrunedLayer(layer)
     return pruned

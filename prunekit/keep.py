@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Literal
 
 from prunekit.errors import BudgetError
 
@@ -22,14 +23,18 @@ class Keep:
         tokens: number of tokens.
         ratio: share of the original tokens.
         power: raises the share to this power; 0.5 keeps its square root, half-way to everything on a log scale.
+        per: `sample` spends the budget over all images of a sample; with `image` every image (or video) has it for
+            itself.
 
     Raises:
-        BudgetError: neither or both are given, `tokens` < 1, `ratio` outside (0, 1], or `power` outside (0, 1].
+        BudgetError: neither or both are given, `tokens` < 1, `ratio` outside (0, 1], `power` outside (0, 1], or `per`
+            is neither.
     """
 
     tokens: int | None = None
     ratio: float | None = None
     power: float = 1.0
+    per: Literal["sample", "image"] = "sample"
 
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.ratio is None):
@@ -43,6 +48,8 @@ class Keep:
             raise BudgetError(f"Keep(ratio={self.ratio!r}): must be above 0 and at most 1.")
         if not 0 < self.power <= 1:
             raise BudgetError(f"Keep(power={self.power!r}): must be above 0 and at most 1.")
+        if self.per not in ("sample", "image"):
+            raise BudgetError(f"Keep(per={self.per!r}): allowed are 'sample' and 'image'.")
 
     @classmethod
     def of(cls, amount: Keep | int | float) -> Keep:
@@ -73,7 +80,8 @@ class Keep:
 
     def __str__(self) -> str:
         share = f"{self.tokens} tokens" if self.tokens is not None else f"ratio {self.ratio:g}"
-        return share if self.power == 1 else f"({share}) to the power {self.power:g}"
+        share = share if self.power == 1 else f"({share}) to the power {self.power:g}"
+        return share if self.per == "sample" else f"{share} per image"
 
 
 def _is(value: object, kind: type) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunekit.errors import PolicyError
 from prunekit.keep import Keep
+from prunekit.sequence import first_columns
 from prunekit.tokens import Needs, Selection, VisualTokens
 
 __all__ = ["PruningPolicy", "ScoringPolicy", "top_k"]
@@ -68,7 +69,26 @@ class ScoringPolicy(PruningPolicy):
         scores = scores if scores.is_floating_point() else scores.float()
         assert keep is not None  # Stage has checked it: needs_keep is True
         counts = tokens.budget(keep)
-        return Selection(top_k(scores, tokens, counts), counts, scores)
+        kept = top_k(scores, tokens, counts) if keep.per == "sample" else top_k_per_image(scores, tokens, keep)
+        return Selection(kept, counts, scores)
+
+
+def top_k_per_image(scores: Tensor, tokens: VisualTokens, keep: Keep) -> Tensor:
+    """Positions of the highest scores of each image of each row, ascending, -1 at the right: [batch, max(counts)]."""
+    budget = tokens.budget_per_image(keep)
+    widest = max(map(len, budget))
+    table = torch.tensor([[*row, *[0] * (widest - len(row))] for row in budget], device=scores.device)
+    image = tokens.image_number().clamp(max=widest - 1)
+    ranked = scores.masked_fill(~tokens.valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    order = ranked.gather(1, image.gather(1, ranked).argsort(dim=-1, stable=True))  # by image, best first
+    number = image.gather(1, order)
+    place = torch.arange(order.shape[1], device=order.device)
+    start = torch.where(number[:, 1:] != number[:, :-1], place[1:], 0)
+    start = torch.nn.functional.pad(start, (1, 0)).cummax(1).values  # where the token's image begins
+    stays = (place - start < table.gather(1, number)) & tokens.valid.gather(1, order)
+    flags = torch.zeros_like(tokens.valid).scatter(1, order, stays)
+    index, real = first_columns(flags, max(map(sum, budget)))
+    return index.masked_fill(~real, -1)
 
 
 def top_k(scores: Tensor, tokens: VisualTokens, counts: tuple[int, ...]) -> Tensor:

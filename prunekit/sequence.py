@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Sequence", "first_columns", "gather", "last_columns"]
+__all__ = ["Sequence", "first_columns", "gather", "last_columns", "scatter"]
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,31 @@ def last_columns(flags: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return index, flags.gather(1, index)
 
 
-def gather(states: Tensor, index: Tensor, dim: int = 1) -> Tensor:
+def gather(states: Tensor, index: Tensor, dim: int = 1, batch: int = 0) -> Tensor:
     """Take columns `index` [batch, new] of `states` along `dim`; -1 takes column 0 (a mask hides it).
 
-    `states` has the batch first, or a batch of 1 that all rows share.
+    Axis `batch` of `states` is the batch, or 1 where all rows share it; axes before, between and after are kept.
     """
     index = index.clamp(min=0).to(states.device)
-    if states.shape[0] == 1 != index.shape[0]:
-        states = states.expand(index.shape[0], *states.shape[1:])
-    shape = [index.shape[0]] + [1] * (states.ndim - 1)
-    shape[dim] = index.shape[1]
     sizes = list(states.shape)
+    if sizes[batch] == 1 != index.shape[0]:
+        sizes[batch] = index.shape[0]
+        states = states.expand(sizes)
+    shape = [1] * states.ndim
+    shape[batch], shape[dim] = index.shape
     sizes[dim] = index.shape[1]
     return states.gather(dim, index.view(shape).expand(sizes))
+
+
+def scatter(states: Tensor, index: Tensor, length: int, onto: Tensor | None = None) -> Tensor:
+    """The inverse of `gather`: put `states` [batch, new, dim] at columns `index`; -1 is left out.
+
+    The other columns are those of `onto`, or zero.
+    """
+    batch, _, width = states.shape
+    full = states.new_zeros(batch, length + 1, width)  # one column more takes what is left out
+    if onto is not None:
+        full[:, :length] = onto
+    index = index.to(states.device)
+    place = torch.where(index >= 0, index, length)[..., None].expand_as(states)
+    return full.scatter(1, place, states)[:, :length]

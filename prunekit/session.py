@@ -8,9 +8,12 @@ from typing import Literal
 import torch
 from torch import nn
 
+from prunekit._align import Layers
 from prunekit._checks import Checks, check_selection
+from prunekit._decoder import Decoder
+from prunekit._stages import Stages
 from prunekit._text import TextSide
-from prunekit._vision import Layers, VisionSide
+from prunekit._vision import VisionSide
 from prunekit.adapter import ModelAdapter, adapter_for
 from prunekit.errors import NeedsError, SessionError, SiteError
 from prunekit.plan import Method, Plan, Stage
@@ -40,9 +43,8 @@ class Session:
         layers = _resolve_needs(plan, adapter)
         encoder = {stage.where.index: stage for stage in plan.stages if stage.where.part == 0}
         self._vision = VisionSide(adapter, encoder, layers, self._select)
-        self._text = TextSide(
-            adapter, plan, layers, self._vision, self._select, self.trace.append, positions == "compact"
-        )
+        run = Stages(plan, layers, self._select, self.trace.append)
+        self._text = TextSide(adapter, layers, self._vision, run, Decoder(adapter, positions == "compact"))
 
     def __repr__(self) -> str:
         stages = ", ".join(f"{stage.site}: {stage.policy} keeps {stage.keep}" for stage in self.plan.stages)
@@ -57,11 +59,12 @@ class Session:
                     "This model is already being pruned: sessions on one model cannot be nested. Give all stages to one"
                     " prune(model, stage, stage, ...)."
                 )
-        self._hooks = ExitStack()
-        self._hooks.callback(self._text.release)
-        self._hooks.callback(self._vision.forget)
-        for handle in (*self._vision.attach(), *self._text.attach()):
-            self._hooks.callback(handle.remove)
+        with ExitStack() as hooks:
+            hooks.callback(self._text.release)
+            hooks.callback(self._vision.forget)
+            self._vision.attach(hooks)
+            self._text.attach(hooks)
+            self._hooks = hooks.pop_all()
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
@@ -94,13 +97,15 @@ def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positi
         SiteError: a stage's site does not exist on this model.
         NeedsError: a policy reads something this model does not have.
         BudgetError: stages keep more than there is.
-        SessionError: `positions` is neither; on entering the block, the model is already being pruned.
+        SessionError: `positions` is neither, or cannot be had on this model; on entering the block, the model is already being pruned.
     """
     adapter = adapter_for(model)
     if not stages_or_method:
         raise SiteError("prune(model) needs at least one stage or a method, for example prune(model, STAR(keep=0.25)).")
     if positions not in ("original", "compact"):
         raise SessionError(f"positions={positions!r}: allowed are 'original' and 'compact'.")
+    if positions == "compact":
+        adapter.check_compact()
     plan = Plan.of(stages_or_method, adapter.depth)
     for stage in plan.stages:
         adapter.check_site(stage.where)
@@ -129,6 +134,11 @@ def _resolve_needs(plan: Plan, adapter: ModelAdapter) -> Layers:
 def _layer(stage: Stage, rows: Rows | Keys, adapter: ModelAdapter) -> int:
     site, policy, model = stage.where, type(stage.policy).__name__, type(adapter.model).__name__
     if rows.of_vision:
+        if adapter.vision_tower is None:
+            raise NeedsError(
+                f"{policy} reads {rows.queries!r} of the vision encoder, but the inside of that of {model} is out of"
+                " reach (no adapter knows it, or it has no attention to read)."
+            )
         if rows.queries == "cls" and not adapter.has_cls:
             raise NeedsError(
                 f"{policy} reads the attention of [CLS], but the vision encoder of {model} has no [CLS] token."

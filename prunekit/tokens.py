@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from prunekit.errors import BudgetError, NeedsError, nearest
 from prunekit.keep import Keep
+from prunekit.patches import Image
 
 __all__ = ["Keys", "Needs", "Queries", "Rows", "Selection", "VisualTokens"]
 
@@ -117,8 +119,10 @@ class VisualTokens:
         keys: attention keys, [batch, key heads, visual, head_dim], or None if not asked for.
         text: states of the text tokens, [batch, text, dim], or None if not asked for.
         text_valid: which entries of `text` are tokens, [batch, text].
-        grid: rows and columns of the patch grid of one image, or None.
-        per_image: visual tokens of one image; `source // per_image` is the image's number within the row.
+        grid: rows and columns of the tokens of one image, if all images have the same; or None.
+        per_image: visual tokens of one image, if all images have as many; or None.
+        images: the images of each row, in order; None where they cannot be told apart.
+        alive: tokens of each of these images that are left; None where that depends on what a policy decided.
         memory: scratch that all stages of one prefill share; policies themselves are frozen.
     """
 
@@ -133,20 +137,73 @@ class VisualTokens:
     text_valid: Bool[Tensor, "batch text"] | None = None
     grid: tuple[int, int] | None = None
     per_image: int | None = None
+    images: tuple[tuple[Image, ...], ...] | None = None
+    alive: tuple[tuple[int, ...], ...] | None = None
     memory: dict[str, object] = field(default_factory=dict)
 
     def budget(self, keep: Keep) -> tuple[int, ...]:
         """Tokens that `keep` asks of each row. A ratio never asks for more than the roundings of earlier stages left.
 
         Raises:
-            BudgetError: a number of tokens is above what a row has left.
+            BudgetError: a number of tokens is above what a row has left; a budget per image where images cannot be told
+                apart.
         """
+        if keep.per == "image":
+            return tuple(map(sum, self.budget_per_image(keep)))
         asked = tuple(keep.count(total) for total in self.total)
         if keep.ratio is not None:
             return tuple(map(min, asked, self.counts))
         if any(count > there for count, there in zip(asked, self.counts, strict=True)):
             raise BudgetError(f"Keep({keep}): the rows have only {list(self.counts)} visual tokens left.")
         return asked
+
+    def budget_per_image(self, keep: Keep) -> tuple[tuple[int, ...], ...]:
+        """Tokens that a budget per image asks of each image of each row.
+
+        Raises:
+            BudgetError: images cannot be told apart; an earlier stage left an image a number that depends on the data.
+        """
+        if self.images is None:
+            if any(self.total) and self.per_image is None:
+                raise BudgetError(
+                    f"Keep({keep}): where one image of a sample ends and the next begins is not known for this model or"
+                    " these inputs; use a budget per sample."
+                )
+            size = self.per_image or 1
+            images = tuple((Image(size, self.grid),) * (total // size) for total in self.total)
+        else:
+            images = self.images
+        alive = self.alive
+        if alive is None:
+            if self.counts != self.total:
+                raise BudgetError(
+                    f"Keep({keep}): an earlier stage decided for whole samples, so that images have nothing certain"
+                    " left; give that stage a budget per image too."
+                )
+            alive = tuple(tuple(image.tokens for image in row) for row in images)
+        return tuple(
+            tuple(min(keep.count(image.tokens), left) for image, left in zip(row, rest, strict=True))
+            for row, rest in zip(images, alive, strict=True)
+        )
+
+    def left_per_image(self, keep: Keep | None) -> tuple[tuple[int, ...], ...] | None:
+        """Tokens of each image after this budget, None where the policy decides how they are spread over images."""
+        if keep is not None and keep.per == "image":
+            return self.budget_per_image(keep)
+        return tuple((count,) for count in self.budget(keep)) if keep is not None and self._one_each else None
+
+    @property
+    def _one_each(self) -> bool:
+        return self.images is not None and all(len(row) == 1 for row in self.images)
+
+    def image_number(self) -> Int[Tensor, "batch visual"]:
+        """The number of each token's image within its row; 0 where images cannot be told apart."""
+        if self.images is None:
+            return self.source.clamp(min=0) // (self.per_image or 2**31)
+        ends = [list(accumulate(image.tokens for image in row)) for row in self.images]
+        widest = max(map(len, ends))
+        bounds = torch.tensor([[*row, *[2**31] * (widest - len(row))] for row in ends], device=self.source.device)
+        return (self.source[..., None] >= bounds[:, None]).sum(-1)
 
 
 @dataclass(frozen=True)

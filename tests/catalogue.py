@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import Keep, Method, Stage
-from prunekit.models.tiny.builders import tiny_random
+from prunekit.models.tiny.builders import InputMaker, tiny_random
 from prunekit.policies import STAR, CrossAttention, FasterVLM, FastV, Random, SelfAttention, UniformGrid
 
 torch.set_num_threads(1)  # these models are so small that threads only wait for each other
@@ -81,7 +81,7 @@ class Family:
     tower: str = "model.vision_tower"
     specials: int = 1  # tokens before the patches in the encoder
 
-    def build(self, attention: str) -> tuple[nn.Module, Callable[..., dict[str, Tensor]]]:
+    def build(self, attention: str) -> tuple[nn.Module, InputMaker]:
         model, make_inputs = tiny_random(self.name, seed=0, **dict(self.sizes))
         _sharpen(model)
         model.set_attn_implementation(attention)
@@ -112,7 +112,7 @@ class Subject:
     attention: str
     model: Any
     dense: Any
-    make_inputs: Callable[..., dict[str, Tensor]]
+    make_inputs: InputMaker
 
 
 @cache

@@ -130,7 +130,7 @@ def wrong_trace(model: Any, session: Any) -> Iterator[None]:
 
     session.trace[:] = []
     real, session.trace = session.trace, Lies()
-    side = session._text
+    side = session._text.stages
     side.record, keep = session.trace.append, side.record
     try:
         yield

@@ -1,0 +1,96 @@
+"""MiniCPM-V 4.6: a packed SigLIP that shrinks fourfold half-way, a merger, Qwen3.5 with linear attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from prunekit.models.tiny.builders.common import (
+    FIRST_WORD,
+    IMAGE,
+    SPECIAL,
+    VIDEO,
+    InputMaker,
+    Media,
+    Sizes,
+    concatenate,
+    random_model,
+)
+from prunekit.models.tiny.builders.decoders import BOI, EOI, decoder_sizes, vision_sizes
+
+SLICE, SLICE_END, ID, ID_END = SPECIAL[2:6]
+
+
+def minicpmv4_6(patch_size: int = 4, **sizes: Any) -> tuple[nn.Module, InputMaker]:
+    """Every second layer has full attention, the others are linear; a visual token stands for 4 x 4 patches.
+
+    The default image is whole; image 1 of a prompt is lower; image 2 is low and cut into two slices besides.
+    """
+    from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration, Qwen3_5TextConfig
+    from transformers.models.minicpmv4_6.configuration_minicpmv4_6 import MiniCPMV4_6VisionConfig
+
+    s = Sizes(**sizes)
+    head_dim = s.hidden // s.heads
+    pairs = head_dim // 4
+    text = Qwen3_5TextConfig(
+        **decoder_sizes(s, head_dim=head_dim),
+        layer_types=["full_attention" if (s.layers - layer) % 2 else "linear_attention" for layer in range(s.layers)],
+        linear_key_head_dim=head_dim,
+        linear_value_head_dim=head_dim,
+        linear_num_key_heads=s.key_heads,
+        linear_num_value_heads=s.heads,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [pairs - pairs // 3 - (pairs + 1) // 3, (pairs + 1) // 3, pairs // 3],
+        },
+    )
+    config = MiniCPMV4_6Config(
+        vision_config=MiniCPMV4_6VisionConfig(
+            **vision_sizes(s), image_size=4 * s.side * patch_size, patch_size=patch_size
+        ),
+        text_config=text,
+        insert_layer_id=(s.vision_layers - 1) // 2,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+    )
+    model = random_model(MiniCPMV4_6ForConditionalGeneration, config, s)
+
+    def patches(generator: Generator, grids: list[tuple[int, int]]) -> dict[str, Tensor]:
+        count = sum(16 * rows * columns for rows, columns in grids)
+        return {
+            "pixel_values": torch.randn(1, 3, patch_size, count * patch_size, generator=generator),
+            "target_sizes": 4 * torch.tensor(grids, dtype=torch.int32),
+        }
+
+    def image(generator: Generator, number: int) -> Media:
+        low, half = (s.side // 2, s.side), (s.side // 2, s.side // 2)
+        whole, *slices = [[(s.side, s.side)], [low], [low, half, half]][number % 3]
+        tokens = [ID, FIRST_WORD + number, ID_END, BOI, *[IMAGE] * (whole[0] * whole[1]), EOI]
+        for rows, columns in slices:
+            tokens += [SLICE, *[IMAGE] * (rows * columns), SLICE_END]
+        return Media(tokens, patches(generator, [whole, *slices]))
+
+    def video(generator: Generator, number: int, frames: int = 2) -> Media:
+        edge = s.side // 2
+        tensors = patches(generator, [(edge, edge)] * frames)
+        tokens = [ID, FIRST_WORD + number, ID_END, *[BOI, *[VIDEO] * edge**2, EOI] * frames]
+        return Media(tokens, {f"{name}_videos": tensor for name, tensor in tensors.items()})
+
+    return model, InputMaker(s.vocab, image, video, join=packed)
+
+
+def packed(media: list[list[Media]]) -> dict[str, Tensor]:
+    """All patches one beside the other, [1, 3, patch size, width], all sizes one below the other."""
+    turned = [
+        [Media([], {name: turn(name, item.tensors[name]) for name in item.tensors}) for item in row] for row in media
+    ]
+    return {name: turn(name, tensor) for name, tensor in concatenate(turned).items()}
+
+
+def turn(name: str, tensor: Tensor) -> Tensor:
+    """Patches with their first and last axes exchanged."""
+    return tensor.transpose(0, -1) if "pixel" in name else tensor

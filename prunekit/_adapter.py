@@ -1,0 +1,336 @@
+"""Adapters name the parts of a model family; they copy no forward.
+
+The base class finds the language model, its layers and the placeholders of any model that follows transformers'
+conventions, which is all that pruning at `input` and `decoder.<i>` needs. A family's own adapter adds what cannot be
+found: where the vision encoder is, and how its patches become visual tokens. Everything else (hooks, gathering, masks,
+caches) is the session's and the same for all families.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import NeedsError, SessionError, SiteError, UnsupportedModelError
+from prunekit.plan import Site
+from prunekit.patches import Encoded, squares
+
+__all__ = ["ModelAdapter"]
+
+IMAGE_IDS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
+VIDEO_IDS = ("video_token_id", "video_token_index")
+RECURRENT = {"conv", "linear_attention", "mamba", "recurrent", "hybrid", "hybrid_sliding", "moe_mamba", "hybrid_mamba"}
+
+
+class ModelAdapter:
+    """Names of the parts of one loaded model.
+
+    As it stands it serves unknown families, at `input` and `decoder.<i>`. A family's adapter is a subclass that sets
+    the class attributes below and overrides what differs.
+
+    Attributes:
+        model_types: values of `config.model_type` that this adapter serves.
+        encoder: path of the vision encoder from `core`; empty where its inside is out of reach.
+        encoder_layers: path of its list of layers from the encoder.
+        encoder_attention: path of the attention module from one of its layers.
+        connector: path of the module between vision encoder and language model from `core`; empty if there is none.
+        prefix_tokens: tokens before the patches inside the encoder ([CLS], registers); they always stay.
+        has_cls: whether the first of them is a [CLS] token.
+        merge: patches along each edge of the square that becomes one visual token.
+        packed: whether the encoder runs on the patches of all images in one sequence.
+        model: the model.
+
+    Raises:
+        UnsupportedModelError: the model lacks what pruning needs; the message says what.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    encoder: str = ""
+    encoder_layers: str = "encoder.layers"
+    encoder_attention: str = "self_attn"
+    connector: str = ""
+    prefix_tokens: int = 0
+    has_cls: bool = False
+    merge: int = 1
+    packed: bool = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        self._check_contract()
+
+    # --- modules of the language model -------------------------------------------------------------------------------
+
+    @cached_property
+    def text_model(self) -> nn.Module:
+        """The language model without its head: it is given `inputs_embeds` and owns the decoder layers."""
+        wanted = getattr(self.text_config, "num_hidden_layers", None)
+        for module in self.model.get_decoder().modules():
+            layers = getattr(module, "layers", None)
+            if isinstance(layers, nn.ModuleList) and len(layers) == wanted:
+                return module  # type: ignore[no-any-return]
+        raise self._refusal("its language model has no list `layers` of decoder layers")
+
+    @cached_property
+    def core(self) -> nn.Module:
+        """The module that puts image features into the text: it is given `input_ids` and `pixel_values`."""
+        inside = [self.model, *(m for m in self.model.modules() if m is not self.model and _owns(m, self.text_model))]
+        able = [module for module in inside if hasattr(type(module), "get_image_features")]
+        # The outermost only hands on; the innermost that knows of images is the one that runs its encoder.
+        return able[-1] if able else inside[0]
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The decoder layers, in order."""
+        return self.text_model.layers  # type: ignore[return-value]
+
+    @property
+    def lm_head(self) -> nn.Module | None:
+        """The output head, or None for a model without one."""
+        return self.model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def text_config(self) -> Any:
+        """Configuration of the language model."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return len(self.decoder_layers)
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of a decoder layer.
+
+        Raises:
+            NeedsError: it is not where it usually is.
+        """
+        found = getattr(layer, "self_attn", None)
+        if not isinstance(found, nn.Module):
+            raise NeedsError(
+                f"The attention of {type(layer).__name__} cannot be read: the layer has no module `self_attn`."
+            )
+        return found
+
+    def full_length_after(self, layer: int) -> bool:
+        """Whether the model itself works on the states that a decoder layer returns, and so expects all columns.
+
+        True for the last layer of every model. For models that nobody has looked at it is true everywhere: putting the
+        states back costs one copy a layer.
+        """
+        return layer == self.depth - 1 or type(self) is ModelAdapter
+
+    # --- modules of the vision encoder -------------------------------------------------------------------------------
+
+    @property
+    def vision_tower(self) -> nn.Module | None:
+        """The vision encoder, None where the adapter does not know it."""
+        return self.core.get_submodule(self.encoder) if self.encoder else None
+
+    @property
+    def vision_layers(self) -> nn.ModuleList | None:
+        """The layers of the vision encoder, in order."""
+        tower = self.vision_tower
+        return None if tower is None else tower.get_submodule(self.encoder_layers)  # type: ignore[return-value]
+
+    def vision_attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of a layer of the encoder."""
+        return layer.get_submodule(self.encoder_attention)
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """The module between vision encoder and language model."""
+        return self.core.get_submodule(self.connector) if self.connector else None
+
+    @property
+    def vision_depth(self) -> int:
+        """Number of layers of the vision encoder; 0 where the adapter does not know it."""
+        layers = self.vision_layers
+        return 0 if layers is None else len(layers)
+
+    @property
+    def feature_layer(self) -> int | None:
+        """The encoder layer whose output becomes the visual tokens; None where it is not a single one.
+
+        `hidden_states[0]` is the encoder's input, `hidden_states[i]` the output of layer i - 1.
+        """
+        layer = getattr(self.model.config, "vision_feature_layer", -1)
+        if not isinstance(layer, int):
+            return None
+        return (layer if layer >= 0 else self.vision_depth + 1 + layer) - 1
+
+    # --- visual tokens -----------------------------------------------------------------------------------------------
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """Ids of the placeholders in `input_ids` that are filled from images."""
+        return self._ids(IMAGE_IDS)
+
+    @property
+    def video_ids(self) -> tuple[int, ...]:
+        """The same for videos, where they have ids of their own."""
+        return tuple(set(self._ids(VIDEO_IDS)) - set(self.image_ids))
+
+    def placeholders(self, ids: tuple[int, ...], input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """Which columns hold one of these placeholders, [batch, length], found the way the model finds them."""
+        if input_ids is not None:
+            return torch.stack([input_ids == each for each in ids]).any(0)
+        assert inputs_embeds is not None
+        weight = self.model.get_input_embeddings().weight
+        return torch.stack([torch.eq(inputs_embeds, weight[each].to(inputs_embeds)).all(-1) for each in ids]).any(0)
+
+    def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """Which columns are visual tokens, [batch, length]."""
+        return self.placeholders(self.image_ids + self.video_ids, input_ids, inputs_embeds)
+
+    def image_tokens(self, features: Any, inputs: dict[str, Any]) -> tuple[int, ...] | None:
+        """Visual tokens of each image (or video) that `get_image_features` was given; None if they cannot be told.
+
+        Args:
+            features: what it returned as `pooler_output`: a tensor [images, tokens, dim], or one tensor an image.
+            inputs: what it was given, by name.
+        """
+        if isinstance(features, Tensor):
+            return (int(features.shape[-2]),) * int(features.shape[0]) if features.ndim == 3 else None
+        return tuple(int(each.shape[0] if each.ndim == 2 else each.shape[:-1].numel()) for each in features)
+
+    def grid_of(self, tokens: int) -> tuple[int, int] | None:
+        """Rows and columns of an image's visual tokens, row by row; None where they form no grid. Default: a square."""
+        side = round(tokens**0.5)
+        return (side, side) if self.encoder and side * side == tokens else None
+
+    @property
+    def tokens_per_image(self) -> int | None:
+        """Visual tokens of one image, None where that depends on the image."""
+        vision = getattr(self.model.config, "vision_config", None)
+        size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+        if self.packed or not self.encoder or not isinstance(size, int) or not isinstance(patch, int):
+            return None
+        return int(size // patch // self.merge) ** 2
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the visual tokens of one image, None where that depends on the image."""
+        return None if self.tokens_per_image is None else self.grid_of(self.tokens_per_image)
+
+    def patches_of_tokens(self, patches: int, encoded: Encoded) -> Tensor:
+        """Which patches of the encoder's sequence become which visual token, [tokens, patches of a token].
+
+        The default are the `merge` x `merge` squares of a square raster; where the encoder is packed, patches of a
+        token follow each other.
+
+        Args:
+            patches: patches of one image; of all images where the encoder is packed.
+            encoded: what the encoder was given.
+        """
+        if self.packed:
+            return torch.arange(patches).view(-1, self.merge**2)
+        return squares(patches, self.merge)
+
+    def to_tokens(self, values: Tensor, encoded: Encoded) -> Tensor:
+        """Turn values of patches into values of visual tokens: averages over `patches_of_tokens`.
+
+        Families that rearrange tokens behind the encoder (tiles, newlines) override this.
+
+        Args:
+            values: [images, channels, patches]; of a packed encoder [1, channels, patches of all images].
+            encoded: what the encoder was given, and what came out.
+
+        Returns:
+            [tokens of all images, channels]; a token without patches has 0.
+        """
+        index = self.patches_of_tokens(int(values.shape[-1]), encoded).to(values.device)
+        return values[..., index].mean(-1).transpose(1, 2).flatten(0, 1)
+
+    def rotary(self, hidden: Tensor, position_ids: Tensor) -> Any:
+        """Position embeddings as the decoder layers receive them, for positions [batch, length]."""
+        return self.text_model.rotary_emb(hidden, position_ids=position_ids)  # type: ignore[operator]
+
+    def check_compact(self) -> None:
+        """Raise `SessionError` where positions cannot be numbered anew: several a token, or tables by kind of layer."""
+        rotary = getattr(self.text_model, "rotary_emb", None)
+        expected = [] if rotary is None else list(inspect.signature(rotary.forward).parameters)
+        if len(expected) != 2 or self._several_positions:
+            raise SessionError(
+                f"positions='compact' needs one position a token; those of {type(self.model).__name__} have several"
+                " axes, or tables that differ between layers. Use positions='original'."
+            )
+
+    @property
+    def _several_positions(self) -> bool:
+        rope = getattr(self.text_config, "rope_parameters", None) or {}
+        return any("mrope" in str(key) for key in rope)
+
+    # --- sites -------------------------------------------------------------------------------------------------------
+
+    @property
+    def vision_sites(self) -> int:
+        """How many sites `vision.0`, `vision.1`, ... the encoder offers."""
+        last = self.feature_layer
+        return 0 if self.vision_tower is None or last is None else last + 1
+
+    def sites(self) -> list[str]:
+        """All sites of this model, in the order of the forward pass."""
+        encoder = [f"vision.{i}" for i in range(self.vision_sites)]
+        return [*encoder, "input", *(f"decoder.{i}" for i in range(1, self.depth))]
+
+    def check_site(self, site: Site) -> None:
+        """Raise `SiteError` where this model cannot offer a site."""
+        if site.part != 0 or str(site) in self.sites():
+            return
+        name, count = type(self.model).__name__, self.vision_sites
+        allowed = f"'vision.0' to 'vision.{count - 1}', " if count else ""
+        raise SiteError(
+            f"{str(site)!r}: {name} {self._why_not(site.index)}; allowed are {allowed}'input' and 'decoder.1' to"
+            f" 'decoder.{self.depth - 1}'."
+        )
+
+    def _why_not(self, index: int) -> str:
+        if self.vision_tower is None:
+            return "is pruned without an adapter that knows the inside of its vision encoder"
+        if self.feature_layer is None:
+            return "mixes features of several encoder layers, so that no vision site exists"
+        if not self.vision_sites:
+            return "has a vision encoder that cannot be pruned inside"
+        return f"takes its visual tokens from encoder layer {self.feature_layer} of {self.vision_depth}"
+
+    # --- what a model must have --------------------------------------------------------------------------------------
+
+    def _ids(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        found = (getattr(self.model.config, name, None) for name in names)
+        return tuple(dict.fromkeys(each for each in found if isinstance(each, int) and each >= 0))
+
+    def _refusal(self, why: str) -> UnsupportedModelError:
+        name = getattr(getattr(self.model, "config", None), "model_type", None)
+        return UnsupportedModelError(f"{type(self.model).__name__} (model_type {name!r}) cannot be pruned: {why}.")
+
+    def _check_contract(self) -> None:
+        config = self.model.config
+        if getattr(config, "is_encoder_decoder", False):
+            raise self._refusal("it is an encoder-decoder model, whose visual tokens are no columns of a decoder")
+        if not self.image_ids + self.video_ids:
+            raise self._refusal("its configuration names no placeholder for images, so that it is no LVLM of this kind")
+        text: Any = self.text_config
+        if getattr(text, "cross_attention_layers", None):
+            raise self._refusal("its decoder looks at images by cross-attention; they are no tokens in its sequence")
+        kinds = set(getattr(text, "layer_types", None) or ())
+        if kinds & RECURRENT:
+            raise self._refusal(
+                f"its decoder has layers of the kinds {', '.join(sorted(kinds & RECURRENT))}, whose state mixes"
+                " neighbouring tokens, so that dropping a token is not the same as not looking at it"
+            )
+        if getattr(text, "num_kv_shared_layers", 0):
+            raise self._refusal("its decoder layers share keys and values with each other")
+        assert self.text_model is not None
+
+
+def _owns(module: nn.Module, part: nn.Module) -> bool:
+    return any(each is part for each in _below(module))
+
+
+def _below(module: nn.Module) -> Iterator[nn.Module]:
+    yield from (each for each in module.modules() if each is not module)
