@@ -10,7 +10,7 @@ __all__ = ["LlavaAdapter"]
 
 
 class LlavaAdapter(ModelAdapter):
-    """LLaVA: CLIP (or SigLIP) encoder, a two-layer projector, a Llama-like decoder.
+    """LLaVA: CLIP (SigLIP, Pixtral) encoder, a two-layer projector, a Llama-like decoder.
 
     ```text
     LlavaForConditionalGeneration
@@ -34,6 +34,9 @@ class LlavaAdapter(ModelAdapter):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         config = self.model.config
+        if config.vision_config.model_type == "pixtral":
+            self.packed, self.encoder_layers, self.encoder_attention = True, "transformer.layers", "attention"
+            return
         self.has_cls = hasattr(getattr(self.vision_tower, "embeddings", None), "class_embedding")
         self.prefix_tokens = int(self.has_cls)
         if (config.vision_feature_select_strategy == "default") != self.has_cls:

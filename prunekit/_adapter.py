@@ -103,6 +103,11 @@ class ModelAdapter:
         """Number of decoder layers."""
         return len(self.decoder_layers)
 
+    def sees_images(self, layer: int) -> bool:
+        """Whether text looks at all columns in a decoder layer, and not only at those in a window before it."""
+        kinds = getattr(self.text_config, "layer_types", None)
+        return not kinds or kinds[layer] not in ("sliding_attention", "chunked_attention")
+
     def attention(self, layer: nn.Module) -> nn.Module:
         """The self-attention module of a decoder layer.
 
@@ -153,15 +158,14 @@ class ModelAdapter:
         return 0 if layers is None else len(layers)
 
     @property
-    def feature_layer(self) -> int | None:
-        """The encoder layer whose output becomes the visual tokens; None where it is not a single one.
+    def feature_layer(self) -> int:
+        """The encoder layer whose output becomes the visual tokens; of several the last.
 
         `hidden_states[0]` is the encoder's input, `hidden_states[i]` the output of layer i - 1.
         """
-        layer = getattr(self.model.config, "vision_feature_layer", -1)
-        if not isinstance(layer, int):
-            return None
-        return (layer if layer >= 0 else self.vision_depth + 1 + layer) - 1
+        named = getattr(self.model.config, "vision_feature_layer", None)
+        layers = [-1] if named is None else [named] if isinstance(named, int) else list(named)
+        return max(layer if layer >= 0 else self.vision_depth + 1 + layer for layer in layers) - 1
 
     # --- visual tokens -----------------------------------------------------------------------------------------------
 
@@ -271,7 +275,7 @@ class ModelAdapter:
     def vision_sites(self) -> int:
         """How many sites `vision.0`, `vision.1`, ... the encoder offers."""
         last = self.feature_layer
-        return 0 if self.vision_tower is None or last is None else last + 1
+        return 0 if self.vision_tower is None else last + 1
 
     def sites(self) -> list[str]:
         """All sites of this model, in the order of the forward pass."""
@@ -292,8 +296,6 @@ class ModelAdapter:
     def _why_not(self, index: int) -> str:
         if self.vision_tower is None:
             return "is pruned without an adapter that knows the inside of its vision encoder"
-        if self.feature_layer is None:
-            return "mixes features of several encoder layers, so that no vision site exists"
         if not self.vision_sites:
             return "has a vision encoder that cannot be pruned inside"
         return f"takes its visual tokens from encoder layer {self.feature_layer} of {self.vision_depth}"
@@ -301,7 +303,8 @@ class ModelAdapter:
     # --- what a model must have --------------------------------------------------------------------------------------
 
     def _ids(self, names: tuple[str, ...]) -> tuple[int, ...]:
-        found = (getattr(self.model.config, name, None) for name in names)
+        places = (self.model.config, getattr(self.model.config, "vision_config", None))
+        found = (getattr(place, name, None) for place in places for name in names)
         return tuple(dict.fromkeys(each for each in found if isinstance(each, int) and each >= 0))
 
     def _refusal(self, why: str) -> UnsupportedModelError:

@@ -78,7 +78,7 @@ def images_of(sent: Sent, encoded: dict[str, Encoded], grid: Callable[[int], tup
             rows.append(rows[-1])
             continue
         found: list[Image] = []
-        stream = streams.get("video" if moving else "image", iter(()))
+        stream = streams.get("video" if moving or len(streams) == 1 and "image" not in streams else "image", iter(()))
         while sum(image.tokens for image in found) < count:
             tokens = next(stream, None)
             if tokens is None:

@@ -112,7 +112,7 @@ def _check_scores(who: str, tokens: VisualTokens, scores: Tensor, counts: tuple[
         ((high - low <= noise * scale) & torch.tensor(choosing, device=scores.device)).any(),
         lambda: ScoresError(
             f"{who}: the scores of a row are the same for all its visual tokens, so that their ranking is rounding"
-            " noise. A"
-            " softmax averaged over the axis it sums to one over is always constant; average over the queries instead."
+            " noise. A softmax averaged over the axis it sums to one over is always constant; average over the queries"
+            " instead. Attention in a layer whose window does not reach the image is 0 everywhere; read another layer."
         ),
     )

@@ -46,6 +46,7 @@ class TextSide:
         self.adapter, self.layers, self.vision, self.stages, self.decoder = adapter, layers, vision, stages, decoder
         self.call: Call | None = None
         self.sent: Sent | None = None
+        self.entered = False  # whether the call at hand came through the core
         self.replay = Replay()
         self.warned = False
 
@@ -84,7 +85,7 @@ class TextSide:
         kwargs = new_columns(kwargs)
         set_running(kwargs.get("past_key_values"), True)
         self.vision.accept(encoded)
-        self.sent = None
+        self.sent, self.entered = None, True
         if encoded or any(name.startswith(PIXELS) and value is not None for name, value in kwargs.items()):
             self.sent = self._read(kwargs)
             for each in self.vision.encoded.values():
@@ -107,8 +108,10 @@ class TextSide:
         encoded.used = self.sent is not None
         if self.sent is None or not encoded.total:
             return
-        sent, moving = self.sent, encoded.kind == "video"
-        rows = sent.videos if moving else tuple(a - b for a, b in zip(sent.counts, sent.videos, strict=True))
+        sent, rows = self.sent, self.sent.counts
+        if any(sent.videos):  # else images and videos share one placeholder
+            moving = encoded.kind == "video"
+            rows = sent.videos if moving else tuple(a - b for a, b in zip(sent.counts, sent.videos, strict=True))
         if sum(rows) % encoded.total or not sum(rows):
             sizes = "" if encoded.tokens is None else f" ({', '.join(map(str, encoded.tokens))})"
             raise UnsupportedInputError(
@@ -120,13 +123,14 @@ class TextSide:
     # --- the language model's entry ----------------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.call, entered, self.entered = None, self.entered, False
         embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
-        if embeds is None:  # the language model alone, on token ids
-            self.call = None
+        columns = embeds if embeds is not None else kwargs.get("input_ids", args[0] if args else None)
+        if columns is None:
             return
         set_running(cache, True)
         base = cache.get_seq_length() if cache is not None else 0
-        batch, length = embeds.shape[:2]
+        batch, length = columns.shape[:2]
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[-1] != base + length:
             raise UnsupportedInputError(
@@ -135,10 +139,16 @@ class TextSide:
             )
         positions = kwargs.get("position_ids")
         if positions is None:
-            positions = torch.arange(base, base + length, device=embeds.device)[None]
+            positions = torch.arange(base, base + length, device=columns.device)[None]
         call = self.call = Call(batch, length, base, cache, positions, self.sent)
         self.sent = None
         if call.sent is None:
+            if not base and not entered and embeds is not None:
+                raise UnsupportedInputError(
+                    f"The language model of {type(self.adapter.model).__name__} was given embeddings without the model"
+                    " around it: where images are among them cannot be told. Call the whole model; a family whose own"
+                    " generate() bypasses its forward cannot generate in a session."
+                )
             if not base and not self.warned:
                 self.warned = True
                 warnings.warn(
@@ -147,12 +157,13 @@ class TextSide:
             return
         self._begin(call, call.sent, embeds, kwargs)
 
-    def _begin(self, call: Call, sent: Sent, embeds: Tensor, kwargs: dict[str, Any]) -> None:
+    def _begin(self, call: Call, sent: Sent, embeds: Tensor | None, kwargs: dict[str, Any]) -> None:
         """Set up the pruning of a prompt, and drop what stages inside the encoder have dropped already."""
         call.sequence = Sequence.of(sent.visual, sent.tokens, sent.counts, sent.others)
         call.images = images_of(sent, self.vision.encoded, self.adapter.grid_of)
         self.stages.check(call)
-        if kwargs.get("past_key_values") is not None or kwargs.get("use_cache", self.decoder.config.use_cache):
+        cached = kwargs.get("past_key_values") is not None or kwargs.get("use_cache", self.decoder.config.use_cache)
+        if cached or embeds is None:
             self.replay.forget()
         else:
             columns, valid = call.sequence.visual_columns()

@@ -195,9 +195,8 @@ class VisionSide:
                 encoded.output = output = method(*args, **kwargs)
             finally:
                 self.open = None
-            features = getattr(output, "pooler_output", output)
-            features = features[0] if isinstance(features, tuple) and features[0].ndim > 2 else features
-            encoded.tokens = self.adapter.image_tokens(features, encoded.inputs)
+            features = _features(output)
+            encoded.tokens = None if features is None else self.adapter.image_tokens(features, encoded.inputs)
             size = features.shape[:-1].numel() if isinstance(features, Tensor) else 0
             encoded.total = size if encoded.tokens is None else sum(encoded.tokens)
             self.done(encoded)
@@ -240,6 +239,8 @@ class VisionSide:
                             module, query, key, mask, index, torch.ones_like(index, dtype=torch.bool), columns,
                             scaling=scaling, mean=rows.reduce == "mean",
                         )  # fmt: skip
+                    if self.adapter.packed and isinstance(mask, Tensor):
+                        seen = seen / _visible(mask)  # averaged over the rows of all images; only its own can look at it
                 if run.left is not None:
                     seen = spread(seen, run.left[:, prefix:] - prefix, run.patches)
                 run.attention.setdefault((rows, layer), []).append(seen)
@@ -318,6 +319,20 @@ class VisionSide:
         columns = (groups[run.units].flatten(1) + prefix).sort(1).values
         first = torch.arange(prefix, device=hidden.device).expand(run.images, -1)
         run.left = torch.cat([first, columns], 1) if columns.shape[1] < run.patches else None
+
+
+def _visible(mask: Tensor) -> Tensor:
+    """The share of rows that may look at each column, [1, columns], from the mask of several images in one sequence."""
+    allowed = mask if mask.dtype == torch.bool else mask == 0
+    return allowed[:, 0].float().mean(1)
+
+
+def _features(output: Any) -> Any:
+    """The visual tokens in what a model's method returned: a tensor or one tensor an image."""
+    for name in ("pooler_output", "last_hidden_state"):
+        if getattr(output, name, None) is not None:
+            return getattr(output, name)
+    return output if isinstance(output, (Tensor, tuple, list)) else None
 
 
 def _put_back(module: nn.Module, name: str, before: Any) -> None:

@@ -143,12 +143,13 @@ def _layer(stage: Stage, rows: Rows | Keys, adapter: ModelAdapter) -> int:
             raise NeedsError(
                 f"{policy} reads the attention of [CLS], but the vision encoder of {model} has no [CLS] token."
             )
+        if adapter.packed and isinstance(rows, Rows) and rows.reduce is None:
+            raise NeedsError(
+                f"{policy} reads every row of {rows.queries!r}, but the vision encoder of {model} runs on the patches of"
+                " all images in one sequence; use Rows(..., reduce='mean')."
+            )
         own = site.index if site.part == 0 else adapter.feature_layer
         depth = adapter.vision_depth
-        if own is None and rows.layer is None:
-            raise NeedsError(
-                f"{policy}: {model} mixes features of several encoder layers; name one with Rows(layer=...)."
-            )
         latest = site.index if site.part == 0 else depth - 1
     elif site.part < 2:
         raise NeedsError(
@@ -156,9 +157,10 @@ def _layer(stage: Stage, rows: Rows | Keys, adapter: ModelAdapter) -> int:
             f" model; place it at 'decoder.<i>' instead of {stage.site!r}."
         )
     else:
-        own, depth, latest = site.index - 1, adapter.depth, site.index - 1
+        depth, latest = adapter.depth, site.index - 1
+        wide = [layer for layer in range(latest + 1) if adapter.sees_images(layer)]
+        own = wide[-1] if wide else latest
     layer = own if rows.layer is None else rows.layer + depth * (rows.layer < 0)
-    assert layer is not None
     if not 0 <= layer <= latest:
         raise NeedsError(
             f"{policy} at {stage.site!r} reads the attention of layer {rows.layer}, but allowed are 0 to {latest}:"

@@ -30,7 +30,7 @@ class Rows:
             language model.
         layer: the layer whose attention is read; negative counts from the end. None stands for the site's own: in the
             vision encoder the layer that produces the features (at `vision.<i>`: layer i), in the language model the
-            layer before the site.
+            last layer before the site in which text sees more than a window before it.
         reduce: `mean` averages over heads and rows, in chunks, so that memory grows linearly with the tokens; None
             hands over every head and row.
         cue: tokens at the end of the prompt that belong to the chat template's cue for the answer and not to the

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from prunekit import Keep, Method, Stage
 from prunekit.models.tiny.builders import InputMaker, tiny_random
+from prunekit.models.tiny.builders.common import IMAGE, VIDEO
 from prunekit.policies import STAR, CrossAttention, FasterVLM, FastV, Random, SelfAttention, UniformGrid
 
 torch.set_num_threads(1)  # these models are so small that threads only wait for each other
@@ -71,37 +72,89 @@ ATTENTION = ("eager", "sdpa")
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: a random tiny model and the names of its parts."""
+    """A model family: how to build a random tiny model, and the names of its parts.
+
+    Attributes:
+        decoder: path of the decoder layers.
+        encoder: path of the encoder layers, empty where sessions cannot look inside.
+        tokens: ids of the placeholders.
+        merge: patches along the edge of the square that becomes a token; `adjacent` if they follow each other.
+        special: tokens before the patches in the encoder.
+        video: whether it has videos; `encoder_video` whether sessions look inside the encoder while they run.
+        sites: whether sessions prune inside the encoder.
+        features: what its methods for images and videos take.
+    """
 
     name: str
     sizes: tuple[tuple[str, Any], ...] = ()
     decoder: str = "model.language_model.layers"
     encoder: str = "model.vision_tower.encoder.layers"
-    text_model: str = "model.language_model"
-    tower: str = "model.vision_tower"
-    specials: int = 1  # tokens before the patches in the encoder
+    tokens: tuple[int, ...] = (IMAGE,)
+    merge: int = 1
+    adjacent: bool = False
+    special: int = 0
+    cls: bool = False
+    video: bool = False
+    encoder_video: bool = False
+    sites: bool = True
+    layouts: tuple[str, ...] = ()
 
     def build(self, attention: str) -> tuple[nn.Module, InputMaker]:
-        model, make_inputs = tiny_random(self.name, seed=0, **dict(self.sizes))
+        model, make_inputs = tiny_random(self.name, seed=0, attn_implementation=attention, **dict(self.sizes))
         _sharpen(model)
-        model.set_attn_implementation(attention)
         model.generation_config.eos_token_id = None  # every run generates as many tokens as it is asked for
         return model.eval(), make_inputs
 
     @property
-    def config(self) -> Any:
-        return subject(self.name, "eager").model.config
+    def features(self) -> dict[str, tuple[str, ...]]:
+        return {
+            "image": ("pixel_values", "pixel_values_images", "image_sizes", "image_grid_thw", "image_token_pooling", "image_grids", "batch_num_images", "pixel_attention_mask", "spatial_shapes", "image_merge_sizes"),
+            "video": ("pixel_values_videos", "video_grid_thw", "video_token_pooling", "video_grids", "video_merge_sizes"),
+        }
 
-    @property
-    def image_token(self) -> int:
-        return int(self.config.image_token_id)
+    def patches(self, alive: Tensor) -> Tensor:
+        """[tokens of all images] to [images, special + patches]: which columns of the encoder are alive."""
+        model = subject(self.name, "eager").model
+        side = model.config.vision_config.image_size
+        side = (side if isinstance(side, int) else side[0]) // self._patch(model) // self.merge
+        grid = alive.view(-1, side, side).repeat_interleave(self.merge, 1).repeat_interleave(self.merge, 2).flatten(1)
+        return torch.cat([torch.ones(len(grid), self.special, dtype=torch.bool), grid], dim=1)
 
-    @property
-    def per_image(self) -> int:
-        return int(self.config.vision_config.image_size // self.config.vision_config.patch_size) ** 2
+    def _patch(self, model: Any) -> int:
+        size = model.config.vision_config.patch_size
+        return int(size if isinstance(size, int) else size[0])
 
 
-FAMILIES = {"llava": Family("llava")}
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("llava", special=1, cls=True),
+        Family("vipllava", special=1, cls=True),
+        Family("llava_next", sites=False),
+        Family("llava_onevision", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
+        Family("llava_next_video", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
+        Family("video_llava", encoder="model.image_tower.encoder.layers", tokens=(IMAGE, VIDEO), special=1, cls=True, video=True),
+        Family("qwen2_vl", encoder="model.visual.blocks", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
+        Family("qwen2_5_vl", encoder="model.visual.blocks", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
+        Family("qwen3_vl", encoder="model.visual.blocks", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
+        Family("qwen3_vl_moe", encoder="model.visual.blocks", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
+        Family("internvl", encoder="model.vision_tower.encoder.layer", merge=2, special=1, cls=True, video=True),
+        Family("idefics3", encoder="model.vision_model.encoder.layers", decoder="model.text_model.layers", merge=2),
+        Family("smolvlm", encoder="model.vision_model.encoder.layers", decoder="model.text_model.layers", merge=2, video=True),
+        Family("paligemma"),
+        Family("gemma3", merge=2),
+        Family("mistral3", encoder="model.vision_tower.transformer.layers", sites=False),
+        Family("aya_vision", merge=2),
+        Family("cohere2_vision", merge=2),
+        Family("ovis2", encoder="model.vision_tower.transformer.encoder.layers", merge=2),
+        Family("glm4v", encoder="model.visual.blocks", sites=False, video=True, encoder_video=True),
+        Family("glm4v_moe", encoder="model.visual.blocks", sites=False, video=True, encoder_video=True),
+        Family("molmo2", encoder="model.vision_tower.layers", sites=False, video=True, encoder_video=True),
+        Family("deepseek_vl", encoder="model.vision_model.encoder.layers"),
+        Family("fast_vlm", encoder=""),
+        Family("perception_lm", encoder="", tokens=(IMAGE, VIDEO), video=True),
+    )
+}
 
 
 @dataclass(frozen=True, eq=False)

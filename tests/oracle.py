@@ -1,10 +1,10 @@
 """The mask oracle: what pruning must equal, said without any of the core.
 
 Pruning at a site is the same as a dense run in which every later layer is forbidden to look at the dropped tokens.
-This module builds that dense run from plain forward pre-hooks on a model that no session has ever touched: each decoder
-layer is handed a full 4-D mask (causal, no padding, no dropped columns), for sites in the vision encoder its layers
-too. The hooks derive everything from the shapes of the call, so that prefill, decoding, beams and a second prompt need
-no code of their own. Only the kept indices come from the session's trace.
+This module builds that dense run from plain forward pre-hooks on a model that no session has ever touched: each layer is
+handed the family's own mask with the dropped columns hidden. The hooks derive everything from the shapes of the call, so
+that prefill, decoding, beams and a second prompt need no code of their own. Only the kept indices come from the session's
+trace.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ from torch import Tensor, nn
 Inputs = dict[str, Tensor]
 
 
+def placeholders(inputs: Inputs, family: Family) -> Tensor:
+    """Columns of visual tokens, [batch, length]."""
+    return torch.isin(inputs["input_ids"], torch.tensor(family.tokens)) & inputs["attention_mask"].bool()
+
+
 def positions(record: Any, inputs: Inputs, family: Family) -> Tensor:
     """Columns of the prompt that one trace record leaves, [batch, length]: all text, and the visual tokens it kept."""
-    visual = inputs["input_ids"] == family.image_token
+    visual = placeholders(inputs, family)
     number = visual.long().cumsum(-1) - 1
     kept = torch.zeros_like(visual)
     for row in range(len(visual)):
@@ -41,7 +46,7 @@ class Alive:
 
     def __init__(self, records: Sequence[Any], inputs: Inputs, family: Family) -> None:
         self.inputs, self.family = inputs, family
-        self.text = inputs["input_ids"] != family.image_token
+        self.text = ~placeholders(inputs, family)
         self.real = inputs["attention_mask"].bool()
         self.sites = [(r.site, positions(r, inputs, family)) for r in records]
 
@@ -56,17 +61,13 @@ class Alive:
 
     def encoder(self, layer: int) -> Tensor | None:
         """[images, special + patches]: columns in the keys of this encoder layer, None where nothing is dropped."""
-        family, visual = self.family, ~self.text
+        visual = ~self.text
         alive = torch.ones_like(visual)
         for site, columns in self.sites:
             part, _, index = site.partition(".")
             if part == "vision" and layer > int(index):
                 alive &= columns
-        if alive.all():
-            return None
-        patches = alive[visual].view(-1, family.per_image)  # images in the order of the prompt
-        special = torch.ones(len(patches), family.specials, dtype=torch.bool)
-        return torch.cat([special, patches], dim=1)
+        return None if alive.all() else self.family.patches(alive[visual])  # tokens in the order of the prompt
 
     def planned(self, layer: int) -> int:
         """Length of this layer's cache after the prefill."""
@@ -77,9 +78,15 @@ class Alive:
         return self.decoder(10**6)
 
 
-def _mask(allowed: Tensor, implementation: str) -> Tensor:
-    nothing = ~allowed.any(-1, keepdim=True)  # padding rows: let them look anywhere, nobody looks at them
-    allowed = allowed | nothing
+def _hidden(mask: Tensor | None, alive: Tensor, queries: int, implementation: str) -> Tensor:
+    """The family's own mask, without the keys that are not alive; `mask` None is plain causality."""
+    keys = alive.shape[1]
+    if mask is None:
+        allowed = torch.arange(keys) <= torch.arange(keys - queries, keys)[:, None]
+        mask = allowed[None, None]
+    alive = alive[:, keys - mask.shape[-1] :]  # a window's cache has forgotten the first columns
+    allowed = (mask if mask.dtype == torch.bool else mask == 0) & alive[:, None, None, :]
+    allowed = allowed | ~allowed.any(-1, keepdim=True)  # padding rows: let them look anywhere, nobody looks at them
     if implementation == "sdpa":
         return allowed
     return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
@@ -88,21 +95,19 @@ def _mask(allowed: Tensor, implementation: str) -> Tensor:
 @contextmanager
 def masked(model: nn.Module, alive: Alive, family: Family) -> Iterator[nn.Module]:
     """Run the dense model with the dropped columns masked out, in every forward pass inside the `with`."""
-    implementation = model.config._attn_implementation
 
     def of_decoder(layer: int) -> Any:
         columns = alive.decoder(layer)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            batch, new = args[0].shape[:2]
+            batch, new = (args[0] if args else kwargs["hidden_states"]).shape[:2]
             cache = kwargs.get("past_key_values")
             past = cache.get_seq_length(layer) if cache is not None else 0
             keys = columns.repeat_interleave(batch // len(columns), dim=0)  # beams
             later = torch.ones(batch, max(0, past + new - keys.shape[1]), dtype=torch.bool)
             keys = torch.cat([keys, later], dim=1)[:, : past + new]
-            query, key = torch.arange(past, past + new)[:, None], torch.arange(past + new)
-            allowed = (key <= query)[None, None] & keys[:, None, None, :]
-            return args, kwargs | {"attention_mask": _mask(allowed, implementation)}
+            implementation = module.self_attn.config._attn_implementation
+            return args, kwargs | {"attention_mask": _hidden(kwargs["attention_mask"], keys, new, implementation)}
 
         return hook
 
@@ -111,27 +116,20 @@ def masked(model: nn.Module, alive: Alive, family: Family) -> Iterator[nn.Module
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             assert columns is not None
+            implementation = model.config.vision_config._attn_implementation
             tokens = args[0].shape[1]
             allowed = columns[:, None, None, :].expand(-1, 1, tokens, -1)
-            return (args[0], _mask(allowed, implementation), *args[2:]), kwargs
+            mask = _hidden(allowed, torch.ones_like(columns), tokens, implementation)
+            return (args[0], mask, *args[2:]), kwargs
 
         return None if columns is None else hook
 
     with ExitStack() as stack:
-        for make, path in ((of_decoder, family.decoder), (of_encoder, family.encoder)):
+        paths = [(of_decoder, family.decoder_layers)]
+        if any(site.startswith("vision") for site, _ in alive.sites):
+            paths.append((of_encoder, family.encoder_layers))
+        for make, path in paths:
             for layer, module in enumerate(model.get_submodule(path)):
                 if (hook := make(layer)) is not None:
                     stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield model
-
-
-def row_of(inputs: Inputs, row: int, family: Family) -> Inputs:
-    """One sample of a batch as it would be sent alone: without padding, and with its own images."""
-    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
-    images = ((ids == family.image_token).sum(-1) // family.per_image).tolist()
-    start, stop = sum(images[:row]), sum(images[: row + 1])
-    alone = {"input_ids": ids[row][real[row]][None]}
-    alone["attention_mask"] = torch.ones_like(alone["input_ids"])
-    if stop > start:
-        alone["pixel_values"] = inputs["pixel_values"][start:stop]
-    return alone
