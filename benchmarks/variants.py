@@ -1,13 +1,15 @@
-"""Four ways to run the same prompt on the same weights, compared by `overhead.py`.
+"""Ways to run one prompt on the same weights, compared by `overhead.py`.
 
 - `dense`: the model as it is.
 - `pruned`: the model in a prunekit session.
-- `ideal`: the decoder's own layers called one after the other, the later ones on the shortened sequence. The kept
-  tokens are known beforehand and nothing is scored: what pruning would cost if deciding and acting were free.
-- `usual`: what a fork does. Attention is eager in all layers, so that the scoring layer hands out its full map; the
-  rest is that of `ideal`.
+- `ideal`: the model's own code up to its first decoder layer, then its layers called one after the other, later ones
+  on the shortened sequence. The kept tokens are known beforehand, masks, positions and rotary tables are cut beforehand
+  and nothing is scored: what pruning would cost if deciding and acting were free.
+- `usual`: what a fork does. Attention is eager in all layers, so that the scoring layers hand out their full maps; the
+  rest is that of `ideal`, apart from cutting, which has to wait for the scores.
+- `front`: what the model does before its first decoder layer, and so a part of every way.
 
-Nothing of prunekit is used by `ideal` and `usual`.
+Of prunekit, `ideal`, `usual` and `front` use the names of the model's parts alone.
 """
 
 from __future__ import annotations
@@ -15,62 +17,33 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from prompts import Prompt
+from recording import Arguments, Recording, stopping
 from torch import Tensor
 from transformers import DynamicCache
 
-from prunekit import Keep, Session, Stage, prune
-from prunekit.models.tiny.builders import tiny_random
-from prunekit.policies import CrossAttention
+from prunekit import Method, Session, Stage, prune
 
-LAYER = 2  # pruned before this decoder layer, as FastV does
-
-
-class Prompt:
-    """A random LLaVA and one prompt of one image, whose features are computed beforehand.
-
-    Attributes:
-        features: visual tokens as the language model gets them, [visual, hidden].
-        sent: what a caller sends, with the vision encoder's outputs in place of pixels.
-    """
-
-    def __init__(
-        self, side: int, text: int, keep: int, device: str, dtype: torch.dtype, hidden: int, layers: int
-    ) -> None:
-        sizes = {"hidden": hidden, "layers": layers, "heads": hidden // 64, "key_heads": hidden // 64}
-        sizes |= {"intermediate": 11 * hidden // 4, "vision_hidden": 64, "vision_layers": 2, "vocab": 1024}
-        model, make_inputs = tiny_random("llava", seed=0, **sizes, image_size=4 * side, patch_size=4, std=0.02)
-        self.model: Any = model.to(device=device, dtype=dtype)
-        self.keep = keep
-        inputs = {name: value.to(device) for name, value in make_inputs(text=(text,)).items()}
-        with torch.inference_mode():
-            encoded = self.model.get_image_features(pixel_values=inputs.pop("pixel_values").to(dtype))
-            self.features = torch.cat(encoded.pooler_output)
-        self.sent: dict[str, Any] = {**inputs, "mm_encoder_outputs": {"image": encoded}}
-        self.ids: Tensor = inputs["input_ids"]
-        self.visual: Tensor = self.ids == self.model.config.image_token_id
-
-    @property
-    def length(self) -> int:
-        return self.ids.shape[1]
+__all__ = ["Dense", "Front", "Ideal", "Pruned", "Usual", "Variant", "recorded"]
 
 
 class Variant(ABC):
     """One way to run a prefill and then single tokens."""
 
-    attention = "sdpa"
+    attention: str | None = None  # that of all layers; None for the model's own
 
     def __init__(self, prompt: Prompt) -> None:
-        self.prompt, self.model = prompt, prompt.model
+        self.prompt, self.model, self.adapter = prompt, prompt.model, prompt.adapter
         self.cache: Any = None
-        self.seen = 0
 
     @contextmanager
     def ready(self) -> Iterator[None]:
         """What a caller does once for many prompts; not timed."""
-        self.model.set_attn_implementation(self.attention)
+        self.adapter.text_model.set_attn_implementation(self.attention or self.prompt.attention)  # type: ignore[operator]
         yield
 
     @abstractmethod
@@ -86,13 +59,25 @@ class Dense(Variant):
     """The model as it is, called the way `generate` calls it."""
 
     def prefill(self) -> Tensor:
-        output = self.model(**self.prompt.sent, use_cache=True, logits_to_keep=1)
-        self.cache, self.mask = output.past_key_values, self.prompt.sent["attention_mask"]
-        return output.logits
+        output = self.model(**self.prompt.sent, use_cache=True)
+        self.cache = output.past_key_values
+        return output.logits[:, -1:]  # type: ignore[no-any-return]
 
     def step(self, token: Tensor) -> Tensor:
-        self.mask = torch.cat([self.mask, self.mask.new_ones(1, 1)], dim=1)
-        return self.model(input_ids=token, attention_mask=self.mask, past_key_values=self.cache).logits
+        output = self.model(input_ids=token, past_key_values=self.cache)
+        return output.logits  # type: ignore[no-any-return]
+
+
+def recorded(prompt: Prompt, attention: str | None) -> Recording:
+    """What the layers of a dense run are handed under an attention implementation; recorded once for a prompt."""
+    if attention not in prompt.recordings:
+        dense, adapter = Dense(prompt), prompt.adapter
+        dense.attention = attention
+        with dense.ready():
+            runs = [dense.prefill, *[partial(dense.step, prompt.token)] * prompt.steps]
+            found = Recording.of(adapter.text_model, adapter.decoder_layers, prompt.length, runs)
+        prompt.recordings[attention] = found
+    return prompt.recordings[attention]
 
 
 class Pruned(Dense):
@@ -100,100 +85,156 @@ class Pruned(Dense):
 
     session: Session
 
+    def __init__(self, prompt: Prompt, items: tuple[Stage | Method, ...]) -> None:
+        super().__init__(prompt)
+        self.items = items
+
     @contextmanager
     def ready(self) -> Iterator[None]:
-        stage = Stage(f"decoder.{LAYER}", CrossAttention("last"), Keep(tokens=self.prompt.keep))
-        with super().ready(), prune(self.model, stage) as self.session:
+        with super().ready(), prune(self.model, *self.items) as self.session:
             yield
+
+    def kept(self) -> dict[int, Tensor]:
+        """Run the prompt once; numbers of the visual tokens that stay, by the layer before which the others go."""
+        with self.ready():
+            self.prefill()
+        self.cache = None
+        sites = ((record.site.partition(".")[2] or "0", record.kept[0]) for record in self.session.trace)
+        return {int(layer): kept for layer, kept in sites}
+
+
+class Front(Dense):
+    """The model's own code before its first decoder layer."""
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        with super().ready(), stopping(self.adapter.decoder_layers[0]) as self.front:
+            if not hasattr(self, "filled"):  # a cache of a whole run: what is measured fills none
+                super().prefill()
+                self.filled = self.cache
+            yield
+
+    def prefill(self) -> Tensor:
+        return self.front(partial(self.model, **self.prompt.sent, use_cache=True))
+
+    def step(self, token: Tensor) -> Tensor:
+        self.cache = self.filled
+        return self.front(partial(super().step, token))
 
 
 class Ideal(Variant):
-    """The decoder's layers called directly, on what is known to be kept."""
+    """The decoder's layers called directly, on what is known to be kept.
 
-    kept: Tensor  # numbers of the kept visual tokens, [kept]
+    Args:
+        prompt: the prompt.
+        kept: numbers of the visual tokens that stay, by the layer before which the others go.
+    """
+
+    def __init__(self, prompt: Prompt, kept: dict[int, Tensor]) -> None:
+        super().__init__(prompt)
+        self.recording = recorded(prompt, self.attention)
+        self.layers, self.head = self.adapter.decoder_layers, self.adapter.lm_head
+        self.everything = columns = torch.arange(prompt.length, device=prompt.visual.device)
+        self.places: dict[int, Tensor] = {}  # where the columns that stay are among those left before
+        self.handed: list[Arguments] = list(self.recording.prompt)
+        self.added: list[Tensor | None] = list(self.recording.added)
+        self.tokens: list[list[Arguments]] = [[] for _ in range(prompt.steps)]
+        once: dict[Any, Any] = {}
+        for index in range(len(self.layers)):
+            if index in kept:
+                before, columns = columns, prompt.columns(kept[index])
+                self.places[index] = torch.searchsorted(before, columns)
+                self.cut(index, columns)
+            for step, handed in enumerate(self.tokens):
+                handed.append(self.recording.cut_step(step, index, columns, once))
+
+    def cut(self, stage: int, columns: Tensor) -> None:
+        """Cut what the layers from `stage` on are handed to these columns of the prompt."""
+        once: dict[Any, Any] = {}
+        for index in range(stage, len(self.layers)):
+            self.handed[index] = self.recording.cut_prompt(index, columns, once)
+            added = self.recording.added[index]
+            self.added[index] = added if added is None else added.index_select(1, columns)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        with super().ready(), stopping(self.layers[0]) as self.front:
+            yield
 
     def prefill(self) -> Tensor:
-        text, ids = self.model.model.language_model, self.prompt.ids
-        hidden = text.embed_tokens(ids).masked_scatter(self.prompt.visual[..., None], self.prompt.features)
-        positions = torch.arange(self.prompt.length, device=ids.device)[None]
-        rotary = text.rotary_emb(hidden, position_ids=positions)
-        mask = self.mask(hidden)
-        self.cache, self.seen = DynamicCache(config=text.config), self.prompt.length
-        for index, layer in enumerate(text.layers):
-            if index == LAYER:
-                columns = self.columns()
-                hidden, positions = hidden[:, columns], positions[:, columns]
-                rotary = tuple(table[:, columns] for table in rotary)
-                mask = self.mask(hidden)
-            hidden = self.layer(index, layer, hidden, mask, positions, rotary)
-        return self.model.lm_head(text.norm(hidden[:, -1:]))
+        self.cache, self.taken = DynamicCache(), 0
+        hidden = self.front(partial(self.model, **self.prompt.sent, use_cache=True))
+        for index, layer in enumerate(self.layers):
+            hidden = self.layer(index, layer, hidden)
+        return self.logits(hidden[:, -1:])
+
+    def layer(self, index: int, layer: Any, hidden: Tensor) -> Tensor:
+        """Run one layer on what is left before it."""
+        if index in self.places:
+            hidden = hidden.index_select(1, self.places[index])
+        hidden = self.handed[index].run(layer, hidden, self.cache)
+        added = self.added[index]
+        return hidden if added is None else hidden + added
 
     def step(self, token: Tensor) -> Tensor:
-        text = self.model.model.language_model
-        hidden = text.embed_tokens(token)
-        positions = torch.full((1, 1), self.seen, device=token.device)
-        rotary = text.rotary_emb(hidden, position_ids=positions)
-        self.seen += 1
-        for layer in text.layers:
-            hidden = self.run(layer, hidden, None, positions, rotary)
-        return self.model.lm_head(text.norm(hidden))
+        hidden = self.front(partial(self.model, input_ids=token, past_key_values=self.cache))
+        for layer, handed in zip(self.layers, self.tokens[self.taken], strict=True):
+            hidden = handed.run(layer, hidden, self.cache)
+        self.taken += 1
+        return self.logits(hidden)
 
-    def run(self, layer: Any, hidden: Tensor, mask: Tensor | None, positions: Tensor, rotary: Any) -> Tensor:
-        return layer(
-            hidden,
-            attention_mask=mask,
-            position_ids=positions,
-            position_embeddings=rotary,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-
-    def layer(
-        self, index: int, layer: Any, hidden: Tensor, mask: Tensor | None, positions: Tensor, rotary: Any
-    ) -> Tensor:
-        return self.run(layer, hidden, mask, positions, rotary)
-
-    def mask(self, hidden: Tensor) -> Tensor | None:
-        return None  # SDPA needs none for a single row without padding
-
-    def columns(self) -> Tensor:
-        """Columns that stay: all text and the kept visual tokens, ascending."""
-        stays = ~self.prompt.visual[0]
-        stays[self.prompt.visual[0].nonzero()[self.kept, 0]] = True
-        return stays.nonzero()[:, 0]
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head makes of the last layer's states, before any scaling."""
+        norm = self.recording.norm
+        return self.head(hidden if norm is None else norm(hidden))  # type: ignore[misc]
 
 
 class Usual(Ideal):
-    """Eager attention, the full map at the scoring layer, pruned by the last token's row."""
+    """Eager attention, the full map at the scoring layers, pruned by the last token's row.
+
+    Takes `kept` for the number of tokens at each stage, and for the masks of the tokens that are decoded.
+    """
 
     attention = "eager"
 
-    def layer(
-        self, index: int, layer: Any, hidden: Tensor, mask: Tensor | None, positions: Tensor, rotary: Any
-    ) -> Tensor:
-        if index != LAYER - 1:
-            return self.run(layer, hidden, mask, positions, rotary)
-        handle = layer.self_attn.register_forward_hook(self.read)
+    def __init__(self, prompt: Prompt, kept: dict[int, Tensor]) -> None:
+        super().__init__(prompt, kept)
+        self.counts = {stage: len(numbers) for stage, numbers in kept.items()}
+        self.scored_by = {stage: self._scoring_layer(stage) for stage in kept}
+        self.scores: dict[int, Tensor] = {}
+
+    def _scoring_layer(self, stage: int) -> int:
+        """The last layer before a stage that sees all columns; if there is none, the last one."""
+        wide = [layer for layer in range(stage) if self.adapter.sees_images(layer)]
+        return wide[-1] if wide else stage - 1
+
+    def prefill(self) -> Tensor:
+        self.handed, self.added = list(self.recording.prompt), list(self.recording.added)
+        self.columns = self.everything
+        return super().prefill()
+
+    def layer(self, index: int, layer: Any, hidden: Tensor) -> Tensor:
+        if index in self.counts:
+            self._choose(index)
+        if index not in self.scored_by.values():
+            return super().layer(index, layer, hidden)
+        handle = self.adapter.attention(layer).register_forward_hook(partial(self._read, index))
         try:
-            return self.run(layer, hidden, mask, positions, rotary)
+            return super().layer(index, layer, hidden)
         finally:
             handle.remove()
 
-    def read(self, module: Any, args: Any, output: Any) -> None:
-        scores = output[1].mean(dim=1)[0, -1]  # [batch, heads, queries, keys] -> [keys]
-        self.kept = scores[self.prompt.visual[0]].topk(self.prompt.keep).indices
+    def _read(self, index: int, module: Any, args: Any, output: Any) -> None:
+        """Take the last token's row from the map [batch, heads, queries, keys] of a layer."""
+        row = output[1].mean(dim=1)[0, -1]
+        self.scores[index] = row.new_zeros(self.prompt.length).scatter(0, self.columns, row)
 
-    def mask(self, hidden: Tensor) -> Tensor:
-        length, lowest = hidden.shape[1], torch.finfo(hidden.dtype).min
-        return torch.full((length, length), lowest, dtype=hidden.dtype, device=hidden.device).triu(1)[None, None]
-
-
-def variants(prompt: Prompt) -> dict[str, Variant]:
-    """All four, after a run of `pruned` that tells `ideal` what is kept."""
-    made: dict[str, Variant] = {}
-    pruned, ideal = Pruned(prompt), Ideal(prompt)
-    with pruned.ready(), torch.inference_mode():
-        pruned.prefill()
-    ideal.kept = pruned.session.trace[-1].kept[0]
-    made |= {"dense": Dense(prompt), "pruned": pruned, "ideal": ideal, "usual": Usual(prompt)}
-    return made
+    def _choose(self, stage: int) -> None:
+        """Choose the tokens that stay, and cut what later layers are handed."""
+        visual = self.prompt.visual[self.columns]
+        scores = self.scores[self.scored_by[stage]][self.columns]
+        best = scores.masked_fill(~visual, -1).topk(self.counts[stage]).indices
+        stays = (~visual).scatter(0, best, True)
+        self.places[stage] = stays.nonzero()[:, 0]
+        self.columns = self.columns[self.places[stage]]
+        self.cut(stage, self.columns)

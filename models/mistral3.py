@@ -37,6 +37,9 @@ class Mistral3Adapter(ModelAdapter):
     def patches_of_tokens(self, patches: int, encoded: Encoded) -> Tensor:
         return rasters(self.grids(encoded), self.merge)
 
+    def packed_tokens(self, encoded: Encoded) -> tuple[int, ...]:
+        return tuple((rows // self.merge) * (columns // self.merge) for rows, columns in self.grids(encoded))
+
     def grids(self, encoded: Encoded) -> list[tuple[int, int]]:
         """Rows and columns of patches of each image."""
         size = self.model.config.vision_config.patch_size

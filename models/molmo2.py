@@ -25,7 +25,8 @@ class Molmo2Adapter(ModelAdapter):
 
     @property
     def feature_layer(self) -> int:
-        return max(layer % self.vision_depth for layer in self.model.config.adapter_config.vision_feature_layer)
+        layers: list[int] = self.model.config.adapter_config.vision_feature_layer
+        return max(layer % self.vision_depth for layer in layers)
 
     @property
     def vision_sites(self) -> int:
@@ -39,7 +40,9 @@ class Molmo2Adapter(ModelAdapter):
         return None
 
     def to_tokens(self, values: Tensor, encoded: Encoded) -> Tensor:
-        index = encoded.inputs[f"{encoded.kind}_token_pooling"].to(values.device)  # [tokens, patches], -1 is none
+        index: Tensor = encoded.inputs[f"{encoded.kind}_token_pooling"].to(
+            values.device
+        )  # [tokens, patches], -1 is none
         flat = values.transpose(1, 2).flatten(0, 1)  # [patches of all crops, channels]
         real = (index >= 0).to(flat.dtype)
         picked = flat[index.clamp(min=0)] * real[..., None]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
+from transformers.vision_utils import get_vision_window_index
 
 from prunekit.adapter import ModelAdapter
 from prunekit.patches import Encoded
@@ -19,7 +19,7 @@ class Qwen2VLAdapter(ModelAdapter):
     Attention is counted within an image, or a frame of a video.
     """
 
-    model_types = ("qwen2_vl",)
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     encoder = "visual"
     encoder_layers = "blocks"
     encoder_attention = "attn"
@@ -37,18 +37,20 @@ class Qwen2VLAdapter(ModelAdapter):
 class Qwen25VLAdapter(Qwen2VLAdapter):
     """Qwen2.5-VL: most encoder layers look at windows, and the whole encoder runs in the order of the windows."""
 
-    model_types = ("qwen2_5_vl",)
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
 
     def patches_of_tokens(self, patches: int, encoded: Encoded) -> Tensor:
-        tower: Any = self.vision_tower
-        order, _ = tower.get_window_index(encoded.inputs[f"{encoded.kind}_grid_thw"])
-        return super().patches_of_tokens(patches, encoded)[torch.as_tensor(order).argsort().cpu()]
+        vision = self.model.config.vision_config
+        order, _ = get_vision_window_index(
+            encoded.inputs[f"{encoded.kind}_grid_thw"], self.merge, vision.window_size, vision.patch_size
+        )
+        return super().patches_of_tokens(patches, encoded).to(order.device)[order.argsort()]
 
 
 class Qwen3VLAdapter(Qwen2VLAdapter):
     """Qwen3-VL: features of encoder layers are added to the states after the first decoder layers (DeepStack)."""
 
-    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
 
     def full_length_after(self, layer: int) -> bool:
         stacked = len(self.model.config.vision_config.deepstack_visual_indexes)

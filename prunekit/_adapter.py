@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import NeedsError, SessionError, SiteError, UnsupportedModelError
-from prunekit.plan import Site
 from prunekit.patches import Encoded, squares
+from prunekit.plan import Site
 
 __all__ = ["ModelAdapter"]
 
@@ -81,7 +81,8 @@ class ModelAdapter:
         inside = [self.model, *(m for m in self.model.modules() if m is not self.model and _owns(m, self.text_model))]
         able = [module for module in inside if hasattr(type(module), "get_image_features")]
         # The outermost only hands on; the innermost that knows of images is the one that runs its encoder.
-        return able[-1] if able else inside[0]
+        core: nn.Module = able[-1] if able else inside[0]
+        return core
 
     @property
     def decoder_layers(self) -> nn.ModuleList:
@@ -235,6 +236,11 @@ class ModelAdapter:
             return torch.arange(patches).view(-1, self.merge**2)
         return squares(patches, self.merge)
 
+    def packed_tokens(self, encoded: Encoded) -> tuple[int, ...]:
+        """Visual tokens of each image of a packed encoder, before it runs; here from `image_grid_thw` (`video_...`)."""
+        grids: Tensor = encoded.inputs[f"{encoded.kind}_grid_thw"]
+        return tuple((grids.prod(-1) // self.merge**2).tolist())
+
     def to_tokens(self, values: Tensor, encoded: Encoded) -> Tensor:
         """Turn values of patches into values of visual tokens: averages over `patches_of_tokens`.
 
@@ -256,12 +262,12 @@ class ModelAdapter:
 
     def check_compact(self) -> None:
         """Raise `SessionError` where positions cannot be numbered anew: several a token, or tables by kind of layer."""
-        rotary = getattr(self.text_model, "rotary_emb", None)
-        expected = [] if rotary is None else list(inspect.signature(rotary.forward).parameters)
-        if len(expected) != 2 or self._several_positions:
+        rotary = [child for name, child in self.text_model.named_children() if name.startswith("rotary_emb")]
+        alike = len(rotary) == 1 and len(inspect.signature(rotary[0].forward).parameters) == 2
+        if not alike or self._several_positions:
             raise SessionError(
-                f"positions='compact' needs one position a token; those of {type(self.model).__name__} have several"
-                " axes, or tables that differ between layers. Use positions='original'."
+                f"positions='compact' needs one rotary position a token; those of {type(self.model).__name__} are"
+                " learned, have several axes, or have tables that differ between layers. Use positions='original'."
             )
 
     @property
@@ -274,8 +280,7 @@ class ModelAdapter:
     @property
     def vision_sites(self) -> int:
         """How many sites `vision.0`, `vision.1`, ... the encoder offers."""
-        last = self.feature_layer
-        return 0 if self.vision_tower is None else last + 1
+        return 0 if self.vision_tower is None else self.feature_layer + 1
 
     def sites(self) -> list[str]:
         """All sites of this model, in the order of the forward pass."""
@@ -289,16 +294,16 @@ class ModelAdapter:
         name, count = type(self.model).__name__, self.vision_sites
         allowed = f"'vision.0' to 'vision.{count - 1}', " if count else ""
         raise SiteError(
-            f"{str(site)!r}: {name} {self._why_not(site.index)}; allowed are {allowed}'input' and 'decoder.1' to"
+            f"{str(site)!r}: {self._why_not(name)}; allowed are {allowed}'input' and 'decoder.1' to"
             f" 'decoder.{self.depth - 1}'."
         )
 
-    def _why_not(self, index: int) -> str:
+    def _why_not(self, name: str) -> str:
         if self.vision_tower is None:
-            return "is pruned without an adapter that knows the inside of its vision encoder"
+            return f"no adapter names the layers of the vision encoder of {name}"
         if not self.vision_sites:
-            return "has a vision encoder that cannot be pruned inside"
-        return f"takes its visual tokens from encoder layer {self.feature_layer} of {self.vision_depth}"
+            return f"the patches of {name} are rearranged between its vision encoder and its visual tokens"
+        return f"{name} takes its visual tokens from layer {self.feature_layer} of its vision encoder"
 
     # --- what a model must have --------------------------------------------------------------------------------------
 
@@ -316,7 +321,10 @@ class ModelAdapter:
         if getattr(config, "is_encoder_decoder", False):
             raise self._refusal("it is an encoder-decoder model, whose visual tokens are no columns of a decoder")
         if not self.image_ids + self.video_ids:
-            raise self._refusal("its configuration names no placeholder for images, so that it is no LVLM of this kind")
+            raise self._refusal(
+                "its configuration names no placeholder for images, such as image_token_id, so that it has no visual"
+                " tokens among its text"
+            )
         text: Any = self.text_config
         if getattr(text, "cross_attention_layers", None):
             raise self._refusal("its decoder looks at images by cross-attention; they are no tokens in its sequence")
@@ -327,7 +335,10 @@ class ModelAdapter:
                 " neighbouring tokens, so that dropping a token is not the same as not looking at it"
             )
         if getattr(text, "num_kv_shared_layers", 0):
-            raise self._refusal("its decoder layers share keys and values with each other")
+            raise self._refusal(
+                f"its last {text.num_kv_shared_layers} decoder layers use the keys and values of earlier ones, and so"
+                " cannot hold fewer tokens"
+            )
         assert self.text_model is not None
 
 

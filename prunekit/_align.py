@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunekit._call import Sent
 from prunekit.errors import NeedsError
-from prunekit.patches import Encoded, Image
+from prunekit.patches import Encoded
 from prunekit.plan import Stage
 from prunekit.tokens import Keys, Rows
 
@@ -63,34 +63,33 @@ def _starts(counts: tuple[int, ...], repeats: int, position: int) -> list[int]:
     return [start for start, _ in zip(before, counts[::repeats], strict=False) for _ in range(repeats)]
 
 
-def images_of(sent: Sent, encoded: dict[str, Encoded], grid: Callable[[int], tuple[int, int] | None]) -> Rows_:
-    """The images of each row, in order; None where they cannot be told apart on the host."""
+def images_of(sent: Sent, encoded: dict[str, Encoded]) -> tuple[tuple[int, ...], ...] | None:
+    """The numbers of each row's images, in order; None where they cannot be told apart on the host.
+
+    Images are numbered through all rows, and videos after them.
+    """
     if any(moving and moving != count for moving, count in zip(sent.videos, sent.counts, strict=True)):
         return None  # images and videos in one row: their order is known to the device only
     try:
         repeats = repeats_of(sent, encoded)
     except NeedsError:
         return None
-    streams = {kind: iter(each.tokens or ()) for kind, each in encoded.items()}
-    rows: list[tuple[Image, ...]] = []
+    sizes = [tokens for kind in sorted(encoded) for tokens in encoded[kind].tokens or ()]
+    first = {"image": 0, "video": len(encoded["image"].tokens or ()) if "image" in encoded and any(sent.videos) else 0}
+    rows: list[tuple[int, ...]] = []
     for row, (count, moving) in enumerate(zip(sent.counts, sent.videos, strict=True)):
         if row % repeats:
             rows.append(rows[-1])
             continue
-        found: list[Image] = []
-        stream = streams.get("video" if moving or len(streams) == 1 and "image" not in streams else "image", iter(()))
-        while sum(image.tokens for image in found) < count:
-            tokens = next(stream, None)
-            if tokens is None:
-                return None
-            found.append(Image(tokens, grid(tokens)))
-        if sum(image.tokens for image in found) != count:
+        kind = "video" if moving else "image"
+        start, rest = first[kind], count
+        while rest > 0 and first[kind] < len(sizes):
+            rest -= sizes[first[kind]]
+            first[kind] += 1
+        if rest:
             return None
-        rows.append(tuple(found))
+        rows.append(tuple(range(start, first[kind])))
     return tuple(rows)
-
-
-Rows_ = tuple[tuple[Image, ...], ...] | None
 
 
 def spread(values: Tensor, ordinals: Tensor, total: int, fill: float = 0.0) -> Tensor:

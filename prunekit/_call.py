@@ -71,7 +71,8 @@ class Call:
         sequence: the columns that are left; None for a call that is not pruned.
         left: `sequence.origin` once a token was dropped; None: all columns are there.
         restored: whether the states that the next layer receives are at full length.
-        images: the images of each row, None where they cannot be told apart.
+        numbers: numbers of each row's images among all, None where they cannot be told apart.
+        images: these images.
         alive: tokens of each image that are left, None where that depends on the data.
         attention: tapped rows of the decoder by original visual number, [batch, ..., visual].
         replay: whether the decisions of an earlier call are repeated.
@@ -86,6 +87,7 @@ class Call:
     sequence: Sequence | None = None
     left: Tensor | None = None
     restored: bool = False
+    numbers: tuple[tuple[int, ...], ...] | None = None
     images: tuple[tuple[Image, ...], ...] | None = None
     alive: tuple[tuple[int, ...], ...] | None = None
     attention: dict[tuple[Rows | Keys, int], Tensor] = field(default_factory=dict)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prunekit._call import Call
@@ -43,7 +42,9 @@ class Decoder:
         changed = {"attention_mask": call.once("mask", mask, columns, lambda mask: self._mask(call, own, mask, hidden))}
         if call.left is not None:
             args = tuple(self._columns(call, "", value) for value in args)
-            others = {name: value for name, value in kwargs.items() if name not in ("attention_mask", "past_key_values")}
+            others = {
+                name: value for name, value in kwargs.items() if name not in ("attention_mask", "past_key_values")
+            }
             changed |= {name: self._columns(call, name, value) for name, value in others.items()}
         if self.compact:
             positions = call.once("compact", call.positions, shift, lambda _: self._compacted(call, own))
@@ -63,8 +64,7 @@ class Decoder:
     def _cache(self, call: Call, layer: int, cache: Any) -> PrunedLayer | None:
         """The layer's cache if it is a pruned one, or has to become one now."""
         own = cache_layer(cache, layer)
-        # A sliding layer forgets columns; the masks of all sliding layers have one size, so none may.
-        if cache is not None and (call.left is not None or (call.sequence is not None and any(cache.is_sliding))):
+        if cache is not None and call.left is not None:
             own = pruned_layer(cache, layer)
         if not isinstance(own, PrunedLayer):
             return None
@@ -96,11 +96,9 @@ class Decoder:
             assert call.left is not None  # without a cache, only a pruned call gets here
             keys = call.left
         if mask is not None:
-            if isinstance(mask, Tensor) and mask.shape[-1] != call.base + call.length:
-                raise UnsupportedInputError(
-                    f"attention_mask describes {mask.shape[-1]} tokens, but the KV cache has seen {call.base} and"
-                    f" {call.length} are new; pass the mask of the whole conversation, dropped visual tokens included."
-                )
+            if isinstance(mask, Tensor) and mask.shape[-1] < call.base + call.length:
+                # A window's mask begins where the caches of the layers that were not pruned begin.
+                keys = (keys - (call.base + call.length - mask.shape[-1])).clamp(min=-1)
             return cut_mask(mask, keys, call.left)
         return padding_mask(keys, hidden.shape[1], self.config._attn_implementation, hidden.dtype)
 

@@ -26,8 +26,8 @@ from prunekit._stages import Stages
 from prunekit._vision import VisionSide
 from prunekit.attention import attention_rows, tap
 from prunekit.cache import PrunedLayer, cache_layer, set_running
-from prunekit.errors import NeedsError, PruningWarning, UnsupportedInputError, UnsupportedModelError
-from prunekit.patches import Encoded
+from prunekit.errors import PruningWarning, UnsupportedInputError, UnsupportedModelError
+from prunekit.patches import Encoded, Image
 from prunekit.sequence import Sequence, first_columns, gather
 from prunekit.tokens import Keys, Rows
 from prunekit.trace import TraceRecord, cost_scope
@@ -108,11 +108,11 @@ class TextSide:
         encoded.used = self.sent is not None
         if self.sent is None or not encoded.total:
             return
-        sent, rows = self.sent, self.sent.counts
-        if any(sent.videos):  # else images and videos share one placeholder
-            moving = encoded.kind == "video"
-            rows = sent.videos if moving else tuple(a - b for a, b in zip(sent.counts, sent.videos, strict=True))
-        if sum(rows) % encoded.total or not sum(rows):
+        sent = self.sent
+        images = tuple(a - b for a, b in zip(sent.counts, sent.videos, strict=True))
+        rows = sent.videos if encoded.kind == "video" and any(sent.videos) else images
+        # Some families encode videos as images, so that each number may be that of either or of both.
+        if not any(number and not number % encoded.total for number in map(sum, (images, sent.videos, sent.counts))):
             sizes = "" if encoded.tokens is None else f" ({', '.join(map(str, encoded.tokens))})"
             raise UnsupportedInputError(
                 f"The rows of input_ids hold {list(rows)} placeholders for {encoded.kind}s, {sum(rows)} in all, but"
@@ -160,7 +160,11 @@ class TextSide:
     def _begin(self, call: Call, sent: Sent, embeds: Tensor | None, kwargs: dict[str, Any]) -> None:
         """Set up the pruning of a prompt, and drop what stages inside the encoder have dropped already."""
         call.sequence = Sequence.of(sent.visual, sent.tokens, sent.counts, sent.others)
-        call.images = images_of(sent, self.vision.encoded, self.adapter.grid_of)
+        call.numbers = images_of(sent, self.vision.encoded)
+        if call.numbers is not None:
+            sizes = [tokens for kind in self.vision.kinds for tokens in self.vision.encoded[kind].tokens or ()]
+            images = [Image(tokens, self.adapter.grid_of(tokens)) for tokens in sizes]
+            call.images = tuple(tuple(images[number] for number in row) for row in call.numbers)
         self.stages.check(call)
         cached = kwargs.get("past_key_values") is not None or kwargs.get("use_cache", self.decoder.config.use_cache)
         if cached or embeds is None:
@@ -173,35 +177,31 @@ class TextSide:
 
     def _leave_out(self, call: Call, sent: Sent) -> None:
         """Drop at the input what stages inside the vision encoder dropped."""
-        encoded = dict(sorted(self.vision.encoded.items()))  # images before videos
-        dropped = {kind: self.vision.dropped(kind) for kind in encoded}
         inside = [stage for stage in self.stages.plan.stages if stage.where.part == 0]
-        if inside and any(len(found) < len(inside) for found in dropped.values() or [[]]):
-            raise NeedsError(
-                "A stage inside the vision encoder cannot prune features that come from elsewhere: run the encoder"
-                " inside this session (pass pixel_values), or place the stage at 'input'."
-            )
         for number, stage in enumerate(inside):
-            found = [dropped[kind][number] for kind in encoded]
-            left, total = found[0][3:]
-            counts = tuple(count // total * left for count in sent.counts)
-            if stage.keep is not None and stage.keep.tokens is not None and max(counts) > left and stage.keep.per != "image":
+            pruned, encoded = self.vision.dropped(number), self.vision.encoded
+            if call.numbers is None:
+                raise UnsupportedInputError(
+                    f"Stage({stage.site!r}): which images belong to which row cannot be told (images and videos in one"
+                    " row); place the stage at 'input'."
+                )
+            several = max(map(len, call.numbers)) > 1
+            if several and stage.keep is not None and stage.keep.tokens is not None and stage.keep.per == "sample":
                 raise UnsupportedInputError(
                     f"Stage({stage.site!r}) keeps {stage.keep}, but a sample has several images; inside the vision"
-                    " encoder images are pruned one by one: use Keep(ratio=...)."
+                    " encoder images are pruned one by one: use Keep(ratio=...) or Keep(..., per='image')."
                 )
-            flags = align(torch.cat([each[1] for each in found]), sent, encoded) > 0
-            kept, real = first_columns(flags, max(counts))
+            alive = tuple(tuple(pruned.counts[image] for image in row) for row in call.numbers)
+            counts = tuple(map(sum, alive))
+            kept, real = first_columns(align(pruned.flags, sent, encoded) > 0, max(counts))
             kept = kept.masked_fill(~real, -1)
             if not call.replay:
-                scores = [each[2] for each in found if each[2] is not None]
-                aligned = align(torch.cat(scores), sent, encoded, torch.nan) if scores else None
+                scores = pruned.scores
+                aligned = None if scores is None else align(scores, sent, encoded, torch.nan)
                 self.stages.record(TraceRecord(stage.site, kept, aligned, sent.counts))
             if number == len(inside) - 1 and counts != sent.counts:
                 call.keep(kept, counts)
-                call.restored = True  # layer 0 is handed all columns
-                if call.images is not None:
-                    call.alive = tuple(tuple(left for _ in row) for row in call.images)
+                call.restored, call.alive = True, alive  # layer 0 is handed all columns
 
     # --- decoder layers ----------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """The vision encoder's half of a session: attention taps and pruning between encoder layers.
 
-A model turns images into features in one method, `get_image_features` (`get_video_features`); `generate` calls it before
-the model's forward. For the session's lifetime it is wrapped, so that what the encoder does is tied to the features that
-come out of it.
+A model turns images into features in one method, `get_image_features` (`get_video_features`); `generate` calls it
+before the model's forward. For the session's lifetime it is wrapped, so that what the encoder does is tied to the
+features that come out of it.
 
 The model reads the encoder's hidden states itself and expects all patches there. So a pruned encoder layer gets the
 patches that are left, and its output is written back over a full-length copy of its input. What was dropped leaves for
@@ -15,59 +15,25 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit._adapter import ModelAdapter
-from prunekit._align import Layers, align, pick, pick_keys, spread, take
+from prunekit._align import Layers, pick, pick_keys, take
+from prunekit._encoder import Pruned, Run
 from prunekit.attention import attention_rows, tap
 from prunekit.errors import NeedsError, PolicyError, UnsupportedInputError
-from prunekit.masks import cut_mask
 from prunekit.patches import Encoded
 from prunekit.plan import Stage
-from prunekit.sequence import gather, scatter
+from prunekit.sequence import gather
 from prunekit.tokens import Keys, Rows, Selection, VisualTokens
 from prunekit.trace import cost_scope
 
-__all__ = ["Pruned", "Select", "VisionSide"]
+__all__ = ["Select", "VisionSide"]
 
 Select = Callable[[Stage, VisualTokens], tuple[Selection, tuple[int, ...]]]
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What a stage inside the encoder decided: token numbers kept per image and the scores by token number."""
-
-    stage: Stage
-    kept: Tensor
-    scores: Tensor | None
-
-
-@dataclass
-class _Run:
-    """One run of the encoder's layers over a batch of images.
-
-    Attributes:
-        images: rows of the batch; 1 where the encoder is packed.
-        patches: patches of a row.
-        attention: tapped rows, [images, ..., patches]; a packed encoder brings them in chunks.
-        left: columns of the encoder that are left, [images, left]; None: all.
-        units: numbers of the visual tokens that are left, [images, units].
-        groups: patches of each visual token, [tokens, patches of a token].
-    """
-
-    images: int
-    patches: int
-    attention: dict[tuple[Rows | Keys, int], list[Tensor]] = field(default_factory=dict)
-    pruned: list[Pruned] = field(default_factory=list)
-    left: Tensor | None = None
-    units: Tensor | None = None
-    groups: Tensor | None = None
-    full: Tensor | None = None  # the full-length input of the layer that is running
-    memory: dict[str, object] = field(default_factory=dict)
 
 
 class VisionSide:
@@ -80,7 +46,7 @@ class VisionSide:
             if rows.of_vision:
                 self.taps.setdefault(layer, set()).add(rows)
         self.encoded: dict[str, Encoded] = {}
-        self.runs: dict[str, list[_Run]] = {}
+        self.runs: dict[str, list[Run]] = {}
         self.open: str | None = None  # the kind that is being encoded
         self.done: Callable[[Encoded], None] = lambda encoded: None
 
@@ -134,27 +100,31 @@ class VisionSide:
 
     # --- for the language model's half -------------------------------------------------------------------------------
 
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of the latest prompt, images before videos."""
+        return sorted(self.encoded)
+
     def attention(self, rows: Rows | Keys, layer: int) -> Tensor:
         """Tapped rows by visual token, images before videos: [tokens of all images, ...].
 
         Raises:
             NeedsError: the encoder did not run inside the session on these inputs.
         """
-        kinds = [(each, self.runs.get(kind) or []) for kind, each in sorted(self.encoded.items())]
-        if not kinds or any(not run.attention.get((rows, layer)) for _, runs in kinds for run in runs or [_Run(0, 0)]):
-            raise NeedsError(
-                f"Attention rows {rows.queries!r} of the vision encoder are needed, but it did not run inside this"
-                " session: pass pixel_values instead of features computed elsewhere."
-            )
-        return torch.cat(
-            [
-                self._to_tokens(torch.cat([torch.cat(run.attention[rows, layer], -1) for run in runs]), encoded)
-                for encoded, runs in kinds
-            ]
-        )
+        parts = []
+        for kind in self.kinds or [""]:
+            runs = self.runs.get(kind, [])
+            if not runs or any((rows, layer) not in run.found for run in runs):
+                raise NeedsError(
+                    f"Attention rows {rows.queries!r} of the vision encoder are needed, but it did not run inside this"
+                    " session: pass pixel_values instead of features computed elsewhere."
+                )
+            values = torch.cat([run.values(rows, layer) for run in runs])
+            parts.append(self._to_tokens(values, self.encoded[kind]))
+        return torch.cat(parts)
 
     def _to_tokens(self, values: Tensor, encoded: Encoded) -> Tensor:
-        """Values by patch [images, ..., patches] by visual token: [tokens, ...]."""
+        """Values by patch [rows, ..., patches] by visual token: [tokens, ...]."""
         shape = values.shape[1:-1]
         flat = self.adapter.to_tokens(values.reshape(values.shape[0], -1, values.shape[-1]), encoded)
         if flat.shape[0] != encoded.total:
@@ -164,21 +134,23 @@ class VisionSide:
             )
         return flat.view(flat.shape[0], *shape)
 
-    def dropped(self, kind: str) -> list[tuple[Stage, Tensor, Tensor | None, int, int]]:
-        """For each stage inside the encoder: which tokens it kept [tokens] and their scores, kept and all per image."""
-        result = []
-        runs = self.runs.get(kind, [])
-        for number in range(len(runs[0].pruned) if runs else 0):
-            flags, scores = [], []
-            for run in runs:
-                stage, kept, score = run.pruned[number].stage, run.pruned[number].kept, run.pruned[number].scores
-                assert run.groups is not None
-                total = run.groups.shape[0]
-                flags.append(spread(torch.ones_like(kept, dtype=torch.float32), kept, total).flatten())
-                scores.append(score)
-            joined = None if scores[0] is None else torch.cat([each.flatten() for each in scores if each is not None])
-            result.append((stage, torch.cat(flags), joined, int(kept.shape[1]), total))
-        return result
+    def dropped(self, number: int) -> Pruned:
+        """What the stage of this number inside the encoder decided on all images, images before videos.
+
+        Raises:
+            NeedsError: the encoder did not run inside the session on these inputs.
+        """
+        runs = [run for kind in self.kinds for run in self.runs.get(kind, [])]
+        if not runs or any(len(run.pruned) <= number for run in runs):
+            raise NeedsError(
+                "A stage inside the vision encoder cannot prune features that come from elsewhere: run the encoder"
+                " inside this session (pass pixel_values), or place the stage at 'input'."
+            )
+        found = [run.pruned[number] for run in runs]
+        scores = [each.scores for each in found if each.scores is not None]
+        counts = tuple(count for each in found for count in each.counts)
+        flags = torch.cat([each.flags for each in found]).float()
+        return Pruned(found[0].stage, flags, torch.cat(scores) if scores else None, counts)
 
     # --- hooks -------------------------------------------------------------------------------------------------------
 
@@ -207,15 +179,13 @@ class VisionSide:
     def _start(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.open is None:
             return
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if self.adapter.packed:
-            run = _Run(1, int(hidden.shape[:-1].numel()))
-        else:
-            run = _Run(int(hidden.shape[0]), int(hidden.shape[1]) - self.adapter.prefix_tokens)
-        self.runs[self.open].append(run)
+        hidden, adapter = args[0] if args else kwargs["hidden_states"], self.adapter
+        rows = 1 if adapter.packed else int(hidden.shape[0])
+        patches = hidden.shape[:-1].numel() // rows - adapter.prefix_tokens
+        self.runs[self.open].append(Run(adapter.packed, adapter.prefix_tokens, rows, patches))
 
     @property
-    def _run(self) -> _Run | None:
+    def _run(self) -> Run | None:
         """The run that is going on."""
         runs = self.runs.get(self.open or "")
         return runs[-1] if runs else None
@@ -227,39 +197,26 @@ class VisionSide:
             run = self._run
             if run is None:
                 return
-            prefix, length = self.adapter.prefix_tokens, key.shape[2]
-            columns = torch.arange(prefix, length, device=key.device).expand(key.shape[0], -1)
+            columns = torch.arange(run.prefix, key.shape[2], device=key.device).expand(key.shape[0], -1)
             for rows in wanted:
                 if isinstance(rows, Keys):
-                    seen = gather(key, columns, 2).transpose(-1, -2)
-                else:
-                    index = columns if rows.queries == "visual" else torch.zeros_like(columns[:, :1])
-                    with cost_scope(f"scorer.vision.{layer}"):
-                        seen = attention_rows(
-                            module, query, key, mask, index, torch.ones_like(index, dtype=torch.bool), columns,
-                            scaling=scaling, mean=rows.reduce == "mean",
-                        )  # fmt: skip
-                    if self.adapter.packed and isinstance(mask, Tensor):
-                        seen = seen / _visible(mask)  # averaged over the rows of all images; only its own can look at it
-                if run.left is not None:
-                    seen = spread(seen, run.left[:, prefix:] - prefix, run.patches)
-                run.attention.setdefault((rows, layer), []).append(seen)
+                    run.note(rows, layer, gather(key, columns, 2).transpose(-1, -2))
+                    continue
+                index = columns if rows.queries == "visual" else torch.zeros_like(columns[:, :1])
+                with cost_scope(f"scorer.vision.{layer}"):
+                    seen = attention_rows(
+                        module, query, key, mask, index, torch.ones_like(index, dtype=torch.bool), columns,
+                        scaling=scaling, mean=rows.reduce == "mean",
+                    )  # fmt: skip
+                if run.packed and isinstance(mask, Tensor):
+                    seen = seen / _visible(mask)  # averaged over the rows of all images; only its own can look at it
+                run.note(rows, layer, seen)
 
         return observe
 
     def _shorten(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         run = self._run
-        if run is None or run.left is None:
-            return None
-        run.full, *rest = args
-        index = run.left
-        mask = kwargs.get("attention_mask", rest[0] if rest else None)
-        if mask is not None:
-            mask = cut_mask(mask, index, index)
-            kwargs = {**kwargs, "attention_mask": mask} if "attention_mask" in kwargs else kwargs
-            rest = [mask, *rest[1:]] if rest else rest
-        assert run.full is not None
-        return (gather(run.full, index), *rest), kwargs
+        return None if run is None or run.left is None else run.shorten(args, kwargs)
 
     def _after(self, layer: int) -> Callable[..., Any]:
         stage = self.stages.get(layer)
@@ -268,57 +225,36 @@ class VisionSide:
             run = self._run
             if run is None:
                 return output
-            hidden = output[0] if isinstance(output, tuple) else output
-            if run.full is not None:
-                assert run.left is not None
-                hidden, run.full = scatter(hidden, run.left, run.full.shape[1], run.full.to(hidden.dtype)), None
+            hidden = run.restore(output[0] if isinstance(output, tuple) else output)
             if stage is not None:
                 self._prune(run, stage, hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return after
 
-    def _prune(self, run: _Run, stage: Stage, hidden: Tensor) -> None:
-        prefix = self.adapter.prefix_tokens
-        if run.groups is None:
-            encoded = self.encoded[self.open or ""]
-            run.groups = self.adapter.patches_of_tokens(run.patches, encoded).to(hidden.device)
-            run.units = torch.arange(run.groups.shape[0], device=hidden.device).expand(run.images, -1)
-        groups, source = run.groups, run.units
-        assert source is not None
-        patches = groups[source]  # [images, units, patches of a token]
-        states = gather(hidden, patches.flatten(1) + prefix).unflatten(1, patches.shape[1:])
-        values = {
-            key: torch.cat(found, -1)[..., groups].mean(-1) for key, found in run.attention.items()
-        }  # [images, ..., tokens]
-        total = groups.shape[0]
+    def _prune(self, run: Run, stage: Stage, hidden: Tensor) -> None:
+        adapter, encoded = self.adapter, self.encoded[self.open or ""]
+        if run.source is None:
+            groups = adapter.patches_of_tokens(run.patches, encoded)
+            totals = adapter.packed_tokens(encoded) if run.packed else (int(groups.shape[0]),) * run.rows
+            run.begin(groups, totals, hidden.device)
+        found = {key: run.values(*key) for key in run.found}
+        fields = run.tokens(hidden, found, [adapter.grid_of(total) for total in run.totals])
         tokens = VisualTokens(
-            hidden=states.mean(2),
-            source=source,
-            valid=torch.ones_like(source, dtype=torch.bool),
-            total=(total,) * run.images,
-            counts=(int(source.shape[1]),) * run.images,
-            attention=pick(stage, self.layers, values, lambda full: take(full, source)),
-            keys=pick_keys(stage, self.layers, values, lambda full: take(full, source)),
-            grid=self.adapter.grid_of(total),
-            per_image=total,
-            memory=run.memory,
+            **fields,
+            attention=pick(stage, self.layers, found, lambda full: take(full, fields["source"])),
+            keys=pick_keys(stage, self.layers, found, lambda full: take(full, fields["source"])),
         )
         selection, counts = self.select(stage, tokens)
         if selection.owner is not None:
             raise PolicyError(
                 f"Stage({stage.site!r}): merging inside the vision encoder is not supported; use 'input'."
             )
-        if min(counts) != max(counts):
+        if not run.packed and min(counts) != max(counts):
             raise PolicyError(
                 f"Stage({stage.site!r}): inside the vision encoder every image must keep equally many patches."
             )
-        scores = None if selection.scores is None else spread(selection.scores.float(), source, total, torch.nan)
-        run.units = source.gather(1, selection.kept)
-        run.pruned.append(Pruned(stage, run.units, scores))
-        columns = (groups[run.units].flatten(1) + prefix).sort(1).values
-        first = torch.arange(prefix, device=hidden.device).expand(run.images, -1)
-        run.left = torch.cat([first, columns], 1) if columns.shape[1] < run.patches else None
+        run.keep(stage, selection, counts)
 
 
 def _visible(mask: Tensor) -> Tensor:

@@ -74,12 +74,14 @@ class _Switch:
                 else:
                     mapping._local_mapping[name] = entry.before
 
-    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
         observer = self.observers.get(module)
         if observer is not None:
-            observer(module, query, key, mask, **kwargs)
+            observer(module, query, key, attention_mask, **kwargs)
         function = self.before or _mapping(module)._global_mapping.get(_implementation(module)) or _own_eager(module)
-        return function(module, query, key, value, mask, **kwargs)
+        return function(module, query, key, value, attention_mask, **kwargs)
 
 
 def _mapping(module: nn.Module) -> Any:

@@ -22,7 +22,8 @@ __all__ = ["PrunedLayer", "cache_layer", "pruned_layer", "set_running"]
 class PrunedLayer(DynamicLayer):
     """A `DynamicLayer` whose keys stand for a part of the columns that were sent.
 
-    A sliding-window layer becomes one too: its window is in the mask, and counts the columns that were sent.
+    A sliding-window layer becomes one too: its window is in the mask, and counts the columns that were sent, and what
+    is left of them stays.
 
     Attributes:
         columns: for each key the column that it was sent as, [batch, n]; -1 is padding. Keys after the first n are the
@@ -46,8 +47,9 @@ class PrunedLayer(DynamicLayer):
         self.shift: Tensor | None = None
         self.pending: Tensor | int | None = None
         self.running = False
-        self.seen = super().get_seq_length()
-        self.tail = self.seen  # keys after `columns`: columns seen - tail ... seen - 1
+        held = super().get_seq_length()
+        self.seen = held if layer is None else layer.get_seq_length()  # more where a window has forgotten the first
+        self.tail = held  # keys after `columns`: columns seen - tail ... seen - 1
         self._length = 0
 
     def get_seq_length(self) -> int:
@@ -156,15 +158,10 @@ def pruned_layer(cache: Cache, index: int) -> PrunedLayer:
     layer = cache.layers[index]
     if isinstance(layer, PrunedLayer):
         return layer
-    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+    if not isinstance(layer, DynamicLayer) or type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise UnsupportedCacheError(
             f"{type(cache).__name__} with {type(layer).__name__} cannot be pruned: its layers cannot differ in length."
             " Use transformers.DynamicCache (the default of generate)."
-        )
-    if layer.get_seq_length() and layer.get_seq_length() != layer.keys.shape[-2]:
-        raise UnsupportedCacheError(
-            f"Layer {index} of this KV cache has a sliding window and has forgotten the start of the conversation, so"
-            " that an image cannot be pruned now: start the conversation inside the session, with the image."
         )
     cache.layers[index] = pruned = PrunedLayer(layer)
     return pruned

@@ -48,7 +48,7 @@ class PruningPolicy(ABC):
 class ScoringPolicy(PruningPolicy):
     """A policy that ranks tokens by a score; the core keeps the highest.
 
-    Ties go to the token that `torch.topk` finds first; scores that are not finite, or equal for all tokens of a row,
+    Ties go to the token that comes first; scores that are not finite, or equal for all tokens of a row,
     are refused with `ScoresError`, since their ranking would be rounding noise.
     """
 
@@ -95,7 +95,7 @@ def top_k(scores: Tensor, tokens: VisualTokens, counts: tuple[int, ...]) -> Tens
     """Positions of the `counts[row]` highest scores of each row, ascending, -1 at the right: [batch, max(counts)]."""
     most = max(counts)
     ranked = scores.masked_fill(~tokens.valid, -torch.inf)
-    kept = ranked.topk(most, dim=-1).indices  # [batch, most], best first
+    kept = ranked.argsort(dim=-1, descending=True, stable=True)[:, :most]  # [batch, most], best first
     if min(counts) == most:
         return kept.sort(dim=-1).values
     rank = torch.arange(most, device=kept.device)

@@ -97,7 +97,8 @@ def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positi
         SiteError: a stage's site does not exist on this model.
         NeedsError: a policy reads something this model does not have.
         BudgetError: stages keep more than there is.
-        SessionError: `positions` is neither, or cannot be had on this model; on entering the block, the model is already being pruned.
+        SessionError: `positions` is neither, or cannot be had on this model; on entering the block, the model is
+            already being pruned.
     """
     adapter = adapter_for(model)
     if not stages_or_method:
@@ -136,17 +137,19 @@ def _layer(stage: Stage, rows: Rows | Keys, adapter: ModelAdapter) -> int:
     if rows.of_vision:
         if adapter.vision_tower is None:
             raise NeedsError(
-                f"{policy} reads {rows.queries!r} of the vision encoder, but the inside of that of {model} is out of"
-                " reach (no adapter knows it, or it has no attention to read)."
+                f"{policy} at {stage.site!r} reads {rows.queries!r} of the vision encoder, but no adapter names the"
+                f" layers of that of {model}; allowed are policies that read the states alone, and at 'decoder.<i>'"
+                " those that read the language model."
             )
         if rows.queries == "cls" and not adapter.has_cls:
             raise NeedsError(
-                f"{policy} reads the attention of [CLS], but the vision encoder of {model} has no [CLS] token."
+                f"{policy} reads the attention of [CLS], but the vision encoder of {model} has no [CLS] token; read"
+                " 'visual' instead, the attention of the patches to each other."
             )
         if adapter.packed and isinstance(rows, Rows) and rows.reduce is None:
             raise NeedsError(
-                f"{policy} reads every row of {rows.queries!r}, but the vision encoder of {model} runs on the patches of"
-                " all images in one sequence; use Rows(..., reduce='mean')."
+                f"{policy} reads every row of {rows.queries!r}, but the vision encoder of {model} runs on the patches"
+                " of all images in one sequence; use Rows(..., reduce='mean')."
             )
         own = site.index if site.part == 0 else adapter.feature_layer
         depth = adapter.vision_depth

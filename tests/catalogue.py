@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import Keep, Method, Stage
+from prunekit.adapter import adapter_for
 from prunekit.models.tiny.builders import InputMaker, tiny_random
 from prunekit.models.tiny.builders.common import IMAGE, VIDEO
+from prunekit.patches import Encoded
 from prunekit.policies import STAR, CrossAttention, FasterVLM, FastV, Random, SelfAttention, UniformGrid
 
 torch.set_num_threads(1)  # these models are so small that threads only wait for each other
@@ -68,6 +70,7 @@ POLICIES = {
 
 BUDGETS = {"ratio": Keep(ratio=0.25), "tokens": Keep(tokens=5)}
 ATTENTION = ("eager", "sdpa")
+THOROUGH = ("llava",)  # the families that go through every test; all others through those of test_families.py
 
 
 @dataclass(frozen=True)
@@ -75,29 +78,30 @@ class Family:
     """A model family: how to build a random tiny model, and the names of its parts.
 
     Attributes:
-        decoder: path of the decoder layers.
-        encoder: path of the encoder layers, empty where sessions cannot look inside.
+        decoder_layers: path of the decoder layers.
+        encoder_layers: path of the encoder layers, empty where sessions cannot look inside.
         tokens: ids of the placeholders.
-        merge: patches along the edge of the square that becomes a token; `adjacent` if they follow each other.
+        merge: patches along the edge of the square that becomes a token.
+        packed: whether the encoder runs on all images in one sequence.
         special: tokens before the patches in the encoder.
-        video: whether it has videos; `encoder_video` whether sessions look inside the encoder while they run.
+        video: whether it has videos.
+        encoder_video: the method of the model (`image` or `video`) in which sessions look inside while videos run.
         sites: whether sessions prune inside the encoder.
         features: what its methods for images and videos take.
     """
 
     name: str
     sizes: tuple[tuple[str, Any], ...] = ()
-    decoder: str = "model.language_model.layers"
-    encoder: str = "model.vision_tower.encoder.layers"
+    decoder_layers: str = "model.language_model.layers"
+    encoder_layers: str = "model.vision_tower.encoder.layers"
     tokens: tuple[int, ...] = (IMAGE,)
     merge: int = 1
-    adjacent: bool = False
+    packed: bool = False
     special: int = 0
     cls: bool = False
     video: bool = False
-    encoder_video: bool = False
+    encoder_video: str = ""
     sites: bool = True
-    layouts: tuple[str, ...] = ()
 
     def build(self, attention: str) -> tuple[nn.Module, InputMaker]:
         model, make_inputs = tiny_random(self.name, seed=0, attn_implementation=attention, **dict(self.sizes))
@@ -106,23 +110,25 @@ class Family:
         return model.eval(), make_inputs
 
     @property
-    def features(self) -> dict[str, tuple[str, ...]]:
-        return {
-            "image": ("pixel_values", "pixel_values_images", "image_sizes", "image_grid_thw", "image_token_pooling", "image_grids", "batch_num_images", "pixel_attention_mask", "spatial_shapes", "image_merge_sizes"),
-            "video": ("pixel_values_videos", "video_grid_thw", "video_token_pooling", "video_grids", "video_merge_sizes"),
-        }
+    def image_token(self) -> int:
+        return self.tokens[0]
 
-    def patches(self, alive: Tensor) -> Tensor:
-        """[tokens of all images] to [images, special + patches]: which columns of the encoder are alive."""
+    def columns(self, alive: Tensor, inputs: Any) -> Tensor:
+        """[tokens of all images] to [rows, columns]: which columns of the encoder are alive.
+
+        Which patches a token is made of is the adapter's to say; tests/test_patch_maps.py checks it against gradients.
+        """
         model = subject(self.name, "eager").model
-        side = model.config.vision_config.image_size
-        side = (side if isinstance(side, int) else side[0]) // self._patch(model) // self.merge
-        grid = alive.view(-1, side, side).repeat_interleave(self.merge, 1).repeat_interleave(self.merge, 2).flatten(1)
-        return torch.cat([torch.ones(len(grid), self.special, dtype=torch.bool), grid], dim=1)
-
-    def _patch(self, model: Any) -> int:
-        size = model.config.vision_config.patch_size
-        return int(size if isinstance(size, int) else size[0])
+        adapter, encoded = adapter_for(model), Encoded("image", dict(inputs))
+        if self.packed:
+            groups = adapter.patches_of_tokens(len(inputs["pixel_values"]), encoded)
+            return torch.zeros(1, groups.numel(), dtype=torch.bool).index_fill(1, groups[alive].flatten(), True)
+        vision = model.config.vision_config
+        size, patch = (x if isinstance(x, int) else x[0] for x in (vision.image_size, vision.patch_size))
+        groups = adapter.patches_of_tokens((size // patch) ** 2, encoded)
+        patches = torch.empty(alive.numel() // len(groups), groups.numel(), dtype=torch.bool)
+        patches[:, groups.flatten()] = alive.view(-1, len(groups)).repeat_interleave(self.merge**2, 1)
+        return torch.cat([torch.ones(len(patches), self.special, dtype=torch.bool), patches], dim=1)
 
 
 FAMILIES = {
@@ -131,28 +137,93 @@ FAMILIES = {
         Family("llava", special=1, cls=True),
         Family("vipllava", special=1, cls=True),
         Family("llava_next", sites=False),
-        Family("llava_onevision", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
-        Family("llava_next_video", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
-        Family("video_llava", encoder="model.image_tower.encoder.layers", tokens=(IMAGE, VIDEO), special=1, cls=True, video=True),
-        Family("qwen2_vl", encoder="model.visual.blocks", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
-        Family("qwen2_5_vl", encoder="model.visual.blocks", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
-        Family("qwen3_vl", encoder="model.visual.blocks", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
-        Family("qwen3_vl_moe", encoder="model.visual.blocks", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video=True),
-        Family("internvl", encoder="model.vision_tower.encoder.layer", merge=2, special=1, cls=True, video=True),
-        Family("idefics3", encoder="model.vision_model.encoder.layers", decoder="model.text_model.layers", merge=2),
-        Family("smolvlm", encoder="model.vision_model.encoder.layers", decoder="model.text_model.layers", merge=2, video=True),
+        Family("llava_onevision", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video="video"),
+        Family("llava_next_video", tokens=(IMAGE, VIDEO), sites=False, video=True, encoder_video="video"),
+        Family(
+            "video_llava",
+            encoder_layers="model.image_tower.encoder.layers",
+            tokens=(IMAGE, VIDEO),
+            special=1,
+            cls=True,
+            video=True,
+        ),
+        Family(
+            "qwen2_vl",
+            encoder_layers="model.visual.blocks",
+            tokens=(IMAGE, VIDEO),
+            packed=True,
+            video=True,
+            encoder_video="video",
+        ),
+        Family(
+            "qwen2_5_vl",
+            sizes=(("std", 0.1),),
+            encoder_layers="model.visual.blocks",
+            tokens=(IMAGE, VIDEO),
+            packed=True,
+            video=True,
+            encoder_video="video",
+        ),
+        Family(
+            "qwen3_vl",
+            sizes=(("std", 0.1),),
+            encoder_layers="model.visual.blocks",
+            tokens=(IMAGE, VIDEO),
+            packed=True,
+            video=True,
+            encoder_video="video",
+        ),
+        Family(
+            "qwen3_vl_moe",
+            sizes=(("std", 0.1),),
+            encoder_layers="model.visual.blocks",
+            tokens=(IMAGE, VIDEO),
+            packed=True,
+            video=True,
+            encoder_video="video",
+        ),
+        Family(
+            "internvl",
+            encoder_layers="model.vision_tower.encoder.layer",
+            merge=2,
+            special=1,
+            cls=True,
+            video=True,
+            encoder_video="image",
+        ),
+        Family(
+            "idefics3",
+            encoder_layers="model.vision_model.encoder.layers",
+            decoder_layers="model.text_model.layers",
+            merge=2,
+        ),
+        Family(
+            "smolvlm",
+            encoder_layers="model.vision_model.encoder.layers",
+            decoder_layers="model.text_model.layers",
+            merge=2,
+            video=True,
+            encoder_video="image",
+        ),
         Family("paligemma"),
         Family("gemma3", merge=2),
-        Family("mistral3", encoder="model.vision_tower.transformer.layers", sites=False),
+        Family("mistral3", encoder_layers="model.vision_tower.transformer.layers", packed=True),
         Family("aya_vision", merge=2),
         Family("cohere2_vision", merge=2),
-        Family("ovis2", encoder="model.vision_tower.transformer.encoder.layers", merge=2),
-        Family("glm4v", encoder="model.visual.blocks", sites=False, video=True, encoder_video=True),
-        Family("glm4v_moe", encoder="model.visual.blocks", sites=False, video=True, encoder_video=True),
-        Family("molmo2", encoder="model.vision_tower.layers", sites=False, video=True, encoder_video=True),
-        Family("deepseek_vl", encoder="model.vision_model.encoder.layers"),
-        Family("fast_vlm", encoder=""),
-        Family("perception_lm", encoder="", tokens=(IMAGE, VIDEO), video=True),
+        Family("ovis2", encoder_layers="model.vision_tower.transformer.encoder.layers", merge=2),
+        Family("glm4v", encoder_layers="model.visual.blocks", packed=True, video=True, encoder_video="video"),
+        Family("glm4v_moe", encoder_layers="model.visual.blocks", packed=True, video=True, encoder_video="video"),
+        Family(
+            "molmo2",
+            sizes=(("std", 0.1),),
+            encoder_layers="model.vision_tower.layers",
+            sites=False,
+            video=True,
+            encoder_video="video",
+        ),
+        Family("deepseek_vl", encoder_layers="model.vision_model.encoder.layers"),
+        Family("fast_vlm", encoder_layers=""),
+        Family("perception_lm", encoder_layers="", tokens=(IMAGE, VIDEO), video=True),
     )
 }
 

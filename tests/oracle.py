@@ -1,14 +1,15 @@
 """The mask oracle: what pruning must equal, said without any of the core.
 
 Pruning at a site is the same as a dense run in which every later layer is forbidden to look at the dropped tokens.
-This module builds that dense run from plain forward pre-hooks on a model that no session has ever touched: each layer is
-handed the family's own mask with the dropped columns hidden. The hooks derive everything from the shapes of the call, so
-that prefill, decoding, beams and a second prompt need no code of their own. Only the kept indices come from the session's
-trace.
+This module builds that dense run from plain forward pre-hooks on a model that no session has ever touched: each layer
+is handed the family's own mask with the dropped columns hidden. The hooks derive everything from the shapes of the
+call, so that prefill, decoding, beams and a second prompt need no code of their own. Only the kept indices come from
+the session's trace.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from catalogue import Family
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Inputs = dict[str, Tensor]
 
@@ -60,14 +62,14 @@ class Alive:
         return alive
 
     def encoder(self, layer: int) -> Tensor | None:
-        """[images, special + patches]: columns in the keys of this encoder layer, None where nothing is dropped."""
+        """[rows, columns]: columns in the keys of this encoder layer, None where nothing is dropped."""
         visual = ~self.text
         alive = torch.ones_like(visual)
         for site, columns in self.sites:
             part, _, index = site.partition(".")
             if part == "vision" and layer > int(index):
                 alive &= columns
-        return None if alive.all() else self.family.patches(alive[visual])  # tokens in the order of the prompt
+        return None if alive.all() else self.family.columns(alive[visual], self.inputs)  # in the order of the prompt
 
     def planned(self, layer: int) -> int:
         """Length of this layer's cache after the prefill."""
@@ -111,25 +113,53 @@ def masked(model: nn.Module, alive: Alive, family: Family) -> Iterator[nn.Module
 
         return hook
 
-    def of_encoder(layer: int) -> Any:
-        columns = alive.encoder(layer)
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            assert columns is not None
-            implementation = model.config.vision_config._attn_implementation
-            tokens = args[0].shape[1]
-            allowed = columns[:, None, None, :].expand(-1, 1, tokens, -1)
-            mask = _hidden(allowed, torch.ones_like(columns), tokens, implementation)
-            return (args[0], mask, *args[2:]), kwargs
-
-        return None if columns is None else hook
-
     with ExitStack() as stack:
-        paths = [(of_decoder, family.decoder_layers)]
+        for layer, module in enumerate(model.get_submodule(family.decoder_layers)):
+            stack.callback(module.register_forward_pre_hook(of_decoder(layer), with_kwargs=True).remove)
         if any(site.startswith("vision") for site, _ in alive.sites):
-            paths.append((of_encoder, family.encoder_layers))
-        for make, path in paths:
-            for layer, module in enumerate(model.get_submodule(path)):
-                if (hook := make(layer)) is not None:
-                    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            stack.enter_context(_masked_encoder(model, alive, family))
         yield model
+
+
+@contextmanager
+def _masked_encoder(model: nn.Module, alive: Alive, family: Family) -> Iterator[None]:
+    """Hide dropped patches from the encoder's attention, wherever and in however many chunks a layer computes it."""
+    hidden: dict[nn.Module, Tensor] = {}
+    place: dict[nn.Module, int] = {}
+    for layer, module in enumerate(model.get_submodule(family.encoder_layers)):
+        columns = alive.encoder(layer)
+        hidden |= {} if columns is None else dict.fromkeys(module.modules(), columns)
+    mapping = ALL_ATTENTION_FUNCTIONS._local_mapping
+    before = dict(mapping)
+
+    def stand_in(name: str) -> Any:
+        def attention(
+            module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kw: Any
+        ) -> Any:
+            function = before.get(name) or ALL_ATTENTION_FUNCTIONS._global_mapping.get(name)
+            function = function or sys.modules[type(module).__module__].eager_attention_forward
+            if module not in hidden:
+                return function(module, query, key, value, attention_mask, **kw)
+            columns, keys = hidden[module], key.shape[2]
+            start = place.get(module, 0) % columns.shape[1]  # an encoder of many images calls once for each
+            place[module] = start + keys
+            allowed = columns[:, None, None, start : start + keys].expand(-1, 1, query.shape[2], -1)
+            if attention_mask is not None:
+                allowed = allowed & (attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0)
+            weights = (query @ key.transpose(-1, -2) * kw.get("scaling", query.shape[-1] ** -0.5)).float()
+            weights = weights.masked_fill(~allowed, torch.finfo(torch.float32).min).softmax(-1)
+            return (weights @ value).transpose(1, 2).contiguous(), None
+
+        return attention
+
+    try:
+        mapping.update({name: stand_in(name) for name in ("eager", "sdpa")})
+        yield
+    finally:
+        mapping.clear()
+        mapping.update(before)
+
+
+def row_of(inputs: Any, row: int, family: Family) -> Inputs:
+    """One sample of a batch as it would be sent alone: without padding, and with its own images."""
+    return inputs.rows[row]

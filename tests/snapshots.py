@@ -10,9 +10,13 @@ from torch.nn.modules import module as torch_module
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+OWN = ("rope_deltas",)
+"""What a model itself writes to its modules while it runs: M-RoPE models note at every prompt how far the position of
+the first generated token is from the length of the prompt."""
+
 
 def snapshot(model: Any) -> dict[str, Any]:
-    """Everything that a session could leave behind."""
+    """Everything that a session could leave behind, and nothing of `OWN`."""
     state: dict[str, Any] = {}
     for name, module in model.named_modules():
         attributes = vars(module)
@@ -21,7 +25,7 @@ def snapshot(model: Any) -> dict[str, Any]:
         for key, value in attributes.items():
             if key.endswith("_hooks") or key.startswith(("_forward_hooks", "_forward_pre_hooks")):
                 state[f"{name} {key}"] = [(number, id(hook)) for number, hook in value.items()]
-            elif not isinstance(value, (dict, nn.Module)):
+            elif key not in OWN and not isinstance(value, (dict, nn.Module)):
                 state[f"{name} {key}"] = id(value) if callable(value) else repr(value)
         if hasattr(module, "config"):
             state[f"{name} config"] = {key: repr(value) for key, value in vars(module.config).items()}

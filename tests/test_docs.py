@@ -10,63 +10,26 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from pages import NAMES, ROOT, blocks, pages_with, run_python, write_titled
 from scripts import load
 
 import prunekit
+import prunekit.adapter
 import prunekit.policies
-from prunekit.models.tiny import PATH
+from prunekit.models import ADAPTERS
 from prunekit.scenes import scene
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-
-BLOCK = re.compile(
-    r"^(?:<!-- skip: (?P<reason>.+?) -->\n\s*)?"
-    r'```(?P<kind>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)^```$',
-    re.MULTILINE | re.DOTALL,
-)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    page: str
-    line: int
-    kind: str
-    code: str
-    title: str | None
-    skip: str | None
-
-    @property
-    def where(self) -> str:
-        return f"{self.page}:{self.line}"
-
-
-def blocks(page: str, *kinds: str) -> list[Block]:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    found = []
-    for match in BLOCK.finditer(text):
-        line = text[: match.start("code")].count("\n") + 1
-        found.append(Block(page, line, match["kind"], match["code"], match["title"], match["reason"]))
-    return [block for block in found if not kinds or block.kind in kinds]
-
-
-def pages_with(*kinds: str) -> list[str]:
-    return [name for name in NAMES if any(not block.skip for block in blocks(name, *kinds))]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory of its own, where pages find `photo.jpg` and modules that they define."""
+    monkeypatch.setattr(prunekit.adapter, "_registered", {})  # adapters of a page end with it
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     scene(0, split="test", seed=0).pil().save("photo.jpg")
@@ -77,28 +40,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-def write_titled(page: str) -> None:
-    """Blocks with a file name as their title become files."""
-    for block in blocks(page):
-        if block.title:
-            Path(block.title).write_text(block.code, encoding="utf-8")
-
-
 # --- code ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", pages_with("python"))
 def test_python_runs(page: str, folder: Path) -> None:
-    """All blocks of a page, in order and in one namespace; the bundled model stands in for the one on the hub."""
-    write_titled(page)
-    namespace: dict[str, Any] = {"__name__": "docs"}
-    for block in blocks(page, "python"):
-        if block.skip:
-            print(f"{block.where} is skipped: {block.skip}")
-            continue
-        code = block.code.replace('"llava-hf/llava-1.5-7b-hf"', repr(str(PATH)))
-        source = "\n" * (block.line - 1) + code  # so that tracebacks name the line of the page
-        exec(compile(source, str(ROOT / page), "exec", dont_inherit=True), namespace)
+    run_python(page)
 
 
 def test_readme_is_as_short_as_promised() -> None:
@@ -230,11 +177,22 @@ def test_policies_are_in_the_table() -> None:
     assert "{{ policies }}" in (ROOT / "docs/policies.md").read_text(encoding="utf-8")
 
 
-def test_families_are_in_the_table() -> None:
-    from prunekit.adapter import supported_models
-
-    table = load("docs/hooks/generate.py").families()
-    assert all(f"`{name}`" in table for name in supported_models())
+def test_families_are_on_their_page() -> None:
+    """Each has a row and a section; no example is given for a family that is none."""
+    generate = load("docs/hooks/generate.py")
+    page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    assert all(f"{{{{ families {part} }}}}" in page for part in ("matrix", "others", "refused", "sections"))
+    table, sections = generate.families("matrix"), generate.families("sections")
+    known = [name for adapter in ADAPTERS for name in adapter.model_types]
+    for adapter in ADAPTERS:
+        assert f"{{ #{adapter.model_types[0]} }}" in sections
+        assert all(f"| [`{name}`]" in table or f"<br>[`{name}`]" in table for name in adapter.model_types)
+    assert set(generate._families().RELEASED) <= set(known)
+    for model_type in ("janus", "aria"):
+        assert f"| `{model_type}` |" in generate.families("others")
+    assert re.search(
+        r"\| `mllama` \| .* \| Its decoder looks at images by cross-attention", generate.families("refused")
+    )
 
 
 def test_unknown_parts_stop_the_build() -> None:

@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,29 +93,35 @@ def _reads(needs: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(rows)) or "no attention"
 
 
-def families() -> str:
-    """Every supported model family, its sites read from the adapter on the architecture's default configuration."""
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    from prunekit.adapter import adapter_for, supported_models
-
-    rows = []
-    for name, adapter in sorted(supported_models().items()):
-        with torch.device("meta"):  # no weights
-            model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(name))
-        parts = adapter_for(model)
-        sites = [
-            _span([site for site in parts.sites() if site.startswith(part)]) for part in ("vision", "input", "decoder")
-        ]
-        reads = ["cls"] * parts.has_cls + ["visual", "last", "text", "instruction"]
-        link = f"[`{name}`](docs/api/adapter.md#prunekit.models.{adapter.__name__})"
-        rows.append([link, f"`{type(model).__name__}`", "<br>".join(filter(None, sites)), _code(reads)])
-    return table(["Type", "Class", "Sites", "Attention rows"], rows)
+def families(part: str = "matrix") -> str:
+    """The families of models: a part of `families.py`, which prunes a tiny random model of each."""
+    found = _families()
+    if part == "sections":
+        return str(found.sections())
+    return table(HEADS[part], getattr(found, part)())
 
 
-def _span(sites: list[str]) -> str:
-    return _code(sites) if len(sites) < 2 else f"`{sites[0]}` to `{sites[-1]}`"
+HEADS = {
+    "matrix": [
+        "Type",
+        "For example",
+        "[CLS]",
+        "Encoder attention",
+        "A visual token is",
+        "Several images",
+        "Video",
+        "Positions",
+        "`vision.<i>`",
+        "Refused",
+    ],
+    "others": ["Type", "What it is", "Several images", "Video", "Positions", "Refused"],
+    "refused": ["Type", "What it is", "Why it is refused"],
+}
+
+
+@cache
+def _families() -> Any:
+    return _script("docs/hooks/families.py")
 
 
 def fields(where: str) -> str:

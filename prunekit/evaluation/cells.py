@@ -60,7 +60,12 @@ def plan_cells(experiment: Experiment, facts: ModelFacts, images: int) -> list[C
         SiteError: a stage is at a site that the model does not have.
         NeedsError: a policy reads something that the model does not have.
     """
-    visual = facts.tokens_per_image * images
+    if facts.tokens_per_image is None and experiment.budgets:
+        raise BudgetError(
+            f"budgets: the number of visual tokens of {facts.name} depends on the image, so that methods cannot be matched"
+            " in advance; leave budgets out and give every method its own `keep`."
+        )
+    visual = (facts.tokens_per_image or 0) * images
     cells = [Cell(DENSE, None, ())]
     for name, method in experiment.methods.items():
         once = name in experiment.fixed or not experiment.budgets

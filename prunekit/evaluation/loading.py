@@ -26,16 +26,16 @@ class ModelFacts:
     Attributes:
         name: class of the model.
         depth: decoder layers.
-        tokens_per_image: visual tokens of one image.
-        grid: rows and columns of an image's visual tokens.
+        tokens_per_image: visual tokens of one image, None where that depends on the image.
+        grid: rows and columns of an image's visual tokens, None where that depends on the image.
         sites: where the model can be pruned.
         skeleton: the model without weights, on the meta device.
     """
 
     name: str
     depth: int
-    tokens_per_image: int
-    grid: tuple[int, int]
+    tokens_per_image: int | None
+    grid: tuple[int, int] | None
     sites: tuple[str, ...]
     skeleton: nn.Module
 
@@ -76,7 +76,7 @@ def model_facts(spec: ModelSpec) -> ModelFacts:
         config = AutoConfig.from_pretrained(path, revision=spec.revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"model.path: the config.json of {spec.path!r} cannot be read: {_brief(error)}") from None
-    if config.model_type not in supported_models():
+    if config.model_type not in supported_models() and type(config) not in AutoModelForImageTextToText._model_mapping:
         known = ", ".join(sorted(supported_models()))
         hint = nearest(config.model_type, supported_models())
         raise UnsupportedModelError(

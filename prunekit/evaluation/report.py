@@ -65,7 +65,7 @@ def _facts(result: Result) -> str:
         (f"{formats.percent(dense.accuracy)} %", "dense accuracy"),
         (f"{result.task['samples']:,}", "questions per row"),
         (str(cells), "rows"),
-        (str(result.model["visual_tokens_per_image"]), "visual tokens per image"),
+        (str(result.model["visual_tokens_per_image"] or "varying"), "visual tokens per image"),
         (str(result.model["decoder_layers"]), "decoder layers"),
         *([(f"{wall:,.0f} s", "wall time")] if wall else []),
     ]

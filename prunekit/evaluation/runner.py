@@ -128,7 +128,7 @@ def _finish(
             "name": facts.name,
             "decoder_layers": facts.depth,
             "visual_tokens_per_image": facts.tokens_per_image,
-            "grid": list(facts.grid),
+            "grid": None if facts.grid is None else list(facts.grid),
         },
         task={
             "name": experiment.task.name,
@@ -140,7 +140,7 @@ def _finish(
         notes=_notes(timed, costs),
     )
     draw_pareto(result, folder / "pareto.png")
-    pictures = draw_overlays(found, facts.grid, folder / "overlays") if found else []
+    pictures = draw_overlays(found, facts.grid, folder / "overlays") if found and facts.grid else []
     write_report(result, folder / "report.html", pictures)
     result.write(folder / RESULT)
 

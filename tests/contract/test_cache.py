@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from catalogue import ATTENTION, BUDGETS, FAMILIES, POLICIES, Subject, subject
+from catalogue import ATTENTION, BUDGETS, POLICIES, THOROUGH, Subject, subject
 from invariants import LAYOUTS, assert_near, check_cache, generate, same_generation
 from oracle import Alive, Inputs, latest, masked
 from transformers import StaticCache
@@ -20,7 +20,7 @@ SOME = ("random-vision", "self-visual-input", "cross-text", "star", "every-site"
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_planned_lengths(family: str, attention: str, policy: str, layout: str) -> None:
     model, entry = subject(family, attention), POLICIES[policy]
     inputs = model.make_inputs(**LAYOUTS[layout], seed=2)
@@ -40,7 +40,7 @@ def second_prompt(sequences: torch.Tensor, inputs: Inputs, text: int = 4) -> Inp
 @pytest.mark.parametrize("layout", ["single", "ragged"])
 @pytest.mark.parametrize("policy", SOME)
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_a_second_prompt_by_forward(family: str, attention: str, policy: str, layout: str) -> None:
     model, entry = subject(family, attention), POLICIES[policy]
@@ -64,7 +64,7 @@ def test_a_second_prompt_by_forward(family: str, attention: str, policy: str, la
 @pytest.mark.parametrize("copied", [False, True], ids=["same-cache", "copied-cache"])
 @pytest.mark.parametrize("layout", ["single", "ragged"])
 @pytest.mark.parametrize("policy", SOME)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_a_second_prompt_by_generate(family: str, policy: str, layout: str, copied: bool) -> None:
     model, entry = subject(family, "sdpa"), POLICIES[policy]

@@ -137,7 +137,7 @@ class Joined:
     """Two prompts on one cache: what each layer may look at, with what was generated between them."""
 
     def __init__(self, first: Alive, between: int, second: Alive) -> None:
-        self.first, self.between, self.second = first, between, second
+        self.first, self.between, self.second, self.sites = first, between, second, ()
 
     def decoder(self, layer: int) -> Tensor:
         before, after = self.first.decoder(layer), self.second.decoder(layer)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from catalogue import ATTENTION, BUDGETS, FAMILIES, POLICIES, subject
+from catalogue import ATTENTION, BUDGETS, POLICIES, THOROUGH, subject
 from invariants import LAYOUTS, MULTIPLE, check_mask_oracle, check_trace, generate, same_generation
 from oracle import Alive, latest, masked
 
@@ -20,7 +20,7 @@ CASES = [*((layout, "ratio") for layout in LAYOUTS), ("padded", "tokens"), ("rag
 @pytest.mark.parametrize(("layout", "kind"), CASES)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_pruning_equals_masking(family: str, attention: str, policy: str, layout: str, kind: str) -> None:
     model, entry, budget = subject(family, attention), POLICIES[policy], BUDGETS[kind]
     inputs = model.make_inputs(**LAYOUTS[layout], seed=len(policy))
@@ -42,7 +42,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
 @pytest.mark.parametrize("policy", SOME)
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_every_way_to_generate(family: str, attention: str, policy: str, search: dict[str, Any]) -> None:
     model, entry = subject(family, attention), POLICIES[policy]
     inputs = model.make_inputs(**LAYOUTS["ragged"])
@@ -51,7 +51,7 @@ def test_every_way_to_generate(family: str, attention: str, policy: str, search:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_without_a_cache(family: str, attention: str, policy: str) -> None:
     """The choice made for the prompt is the one made with a cache, at every step."""
@@ -68,7 +68,7 @@ def test_without_a_cache(family: str, attention: str, policy: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_the_trace_is_in_order(family: str, policy: str, layout: str) -> None:
     model, entry = subject(family, "sdpa"), POLICIES[policy]
@@ -84,7 +84,7 @@ def test_the_trace_is_in_order(family: str, policy: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_a_row_without_images(family: str, attention: str) -> None:
     """In a batch with others, a text-only row keeps what it has: its text."""
     model, entry = subject(family, attention), POLICIES["star"]

@@ -27,14 +27,19 @@ CHECKS = "_checks.py"  # reads at once on the CPU only; on other devices its rea
 
 
 def _reader() -> str | None:
-    """The function of the core that is responsible for what is happening, None for the model's own."""
+    """The function of the core or of an adapter that is responsible for what is happening; None for the model's own.
+
+    Functions of transformers that an adapter calls are the adapter's; those that the core wraps are the model's.
+    """
     frame: Any = sys._getframe(2)
+    called = False
     while frame is not None:
-        path = frame.f_code.co_filename
-        if "/transformers/" in path:
-            return None
-        if ("/prunekit/" in path or "/policies/" in path or "/models/" in path) and "site-packages" not in path:
-            return None if path.endswith(CHECKS) else f"{path.rsplit('/', 1)[1]}:{frame.f_code.co_name}"
+        path, name = frame.f_code.co_filename, frame.f_code.co_name
+        called = called or "/transformers/" in path
+        ours = any(part in path for part in ("/prunekit/", "/policies/", "/models/")) and "site-packages" not in path
+        if ours and not name.startswith("<"):
+            adapter = "/models/" in path or path.endswith("_adapter.py")
+            return None if path.endswith(CHECKS) or (called and not adapter) else f"{path.rsplit('/', 1)[1]}:{name}"
         frame = frame.f_back
     return None
 

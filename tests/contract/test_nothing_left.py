@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from catalogue import ATTENTION, BUDGETS, FAMILIES, POLICIES, subject
+from catalogue import ATTENTION, BUDGETS, FAMILIES, POLICIES, Items, Subject, subject
 from invariants import LAYOUTS, generate
-from snapshots import differences, snapshot
+from snapshots import OWN, differences, snapshot
 from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
-from prunekit import Keep, PruningPolicy, Selection, Stage, VisualTokens, prune
-from prunekit.policies import CrossAttention, SelfAttention
+from prunekit import Keep, PruningPolicy, ScoringPolicy, Selection, Stage, VisualTokens, prune
+from prunekit.policies import STAR, CrossAttention, SelfAttention
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_after_a_normal_end(family: str, attention: str, policy: str) -> None:
-    model = subject(family, attention)
+def test_after_a_normal_end(attention: str, policy: str) -> None:
+    model = subject("llava", attention)
     inputs = model.make_inputs(**LAYOUTS["ragged"])
     before = snapshot(model.model)
     with prune(model.model, *POLICIES[policy].build(BUDGETS["ratio"])):
@@ -35,6 +35,61 @@ class Boom(RuntimeError):
     pass
 
 
+def _boom(*_: Any) -> None:
+    raise Boom("layer")
+
+
+HALF = Keep(ratio=0.5)
+
+
+def taps(model: Subject) -> Items:
+    """Stages that hook as much as the family offers: its encoder and its decoder, and attention in both."""
+    return (STAR(keep=0.25),) if model.family.encoder_layers else (Stage("decoder.2", CrossAttention(), HALF),)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_of_every_family(family: str) -> None:
+    """After a forward pass and `generate`, and after an exception in the middle of each."""
+    model = subject(family, "sdpa")
+    inputs = model.make_inputs(**LAYOUTS["ragged"])
+    before = snapshot(model.model)
+
+    def fail(call: str) -> None:
+        with prune(model.model, *taps(model)):
+            handle = model.model.get_submodule(model.family.decoder_layers)[3].register_forward_pre_hook(_boom)
+            try:
+                model.model(**inputs) if call == "forward" else model.model.generate(**inputs, max_new_tokens=2)
+            finally:
+                handle.remove()
+
+    with prune(model.model, *taps(model)) as session:
+        assert differences(before, snapshot(model.model)), "no power: the session leaves no trace while it runs"
+        model.model(**inputs)
+        model.model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert len(session.trace) == 2 * len(session.plan.stages)
+    assert differences(before, snapshot(model.model)) == []
+    for call in ("forward", "generate"):
+        with pytest.raises(Boom):
+            fail(call)
+        assert differences(before, snapshot(model.model)) == [], call
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe"])
+@torch.no_grad()
+def test_what_a_model_itself_notes(family: str) -> None:
+    """`rope_deltas` are written by plain models too, with the same values."""
+    model = subject(family, "sdpa")
+    inputs = model.make_inputs(**LAYOUTS["ragged"])
+    with prune(model.model, *taps(model)):
+        model.model(**inputs)
+    model.dense(**inputs)
+    assert OWN == ("rope_deltas",)
+    ours, theirs = model.model.model.rope_deltas, model.dense.model.rope_deltas
+    assert ours.any()
+    assert torch.equal(ours, theirs)
+
+
 @dataclass(frozen=True)
 class Faulty(PruningPolicy):
     """Raises when asked."""
@@ -43,33 +98,34 @@ class Faulty(PruningPolicy):
         raise Boom("policy")
 
 
-def _boom(*_: Any) -> None:
-    raise Boom("layer")
-
-
 FAILING = ("model.vision_tower.encoder.layers.1.self_attn", "model.multi_modal_projector",
            "model.language_model.layers.1.self_attn", "model.language_model.layers.3.mlp", "lm_head")  # fmt: skip
-STAGES = (Stage("vision.1", SelfAttention(), Keep(ratio=0.75)), Stage("decoder.2", CrossAttention(), Keep(ratio=0.5)))
+STAGES = (Stage("vision.1", SelfAttention(), Keep(ratio=0.75)), Stage("decoder.2", CrossAttention(), HALF))
 
 
+@pytest.mark.parametrize("error", [Boom, KeyboardInterrupt])
 @pytest.mark.parametrize("where", FAILING)
 @pytest.mark.parametrize("attention", ATTENTION)
 @torch.no_grad()
-def test_after_a_failing_layer(attention: str, where: str) -> None:
+def test_after_a_failing_layer(attention: str, where: str, error: type[BaseException]) -> None:
+    """A layer that fails, and Ctrl-C in the middle of it."""
     model = subject("llava", attention).model
     inputs = subject("llava", attention).make_inputs()
     before = snapshot(model)
     plain = model(**inputs).logits
 
+    def stop(*_: Any) -> None:
+        raise error
+
     def fail() -> None:
         with prune(model, *STAGES):
-            handle = model.get_submodule(where).register_forward_pre_hook(_boom)
+            handle = model.get_submodule(where).register_forward_pre_hook(stop)
             try:
                 model(**inputs)
             finally:
                 handle.remove()
 
-    with pytest.raises(Boom):
+    with pytest.raises(error):
         fail()
     assert differences(before, snapshot(model)) == []
     assert torch.equal(model(**inputs).logits, plain)
@@ -81,9 +137,70 @@ def test_after_a_failing_layer(attention: str, where: str) -> None:
 def test_after_a_failing_policy(site: str, call: str) -> None:
     model = subject("llava", "sdpa")
     before = snapshot(model.model)
-    with pytest.raises(Boom, match="policy"), prune(model.model, Stage(site, Faulty(), Keep(ratio=0.5))):
+    with pytest.raises(Boom, match="policy"), prune(model.model, Stage(site, Faulty(), HALF)):
         model.model(**model.make_inputs()) if call == "forward" else generate(model.model, model.make_inputs())
     assert [key for key in differences(before, snapshot(model.model)) if key != "random"] == []
+
+
+@dataclass(frozen=True)
+class Raises(StoppingCriteria, ScoringPolicy):  # type: ignore[misc]
+    """Raises when it is asked for the n-th time, as a policy or as a stopping criterion."""
+
+    error: type[BaseException]
+    at: int
+    asked: list[object] = field(default_factory=list)
+
+    def count(self) -> None:
+        self.asked.append(None)
+        if len(self.asked) == self.at:
+            raise self.error("interrupted")
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        self.count()
+        return tokens.hidden.norm(dim=-1)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        self.count()
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+NEVER = Raises(Boom, 0)
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [("policy", Boom), ("criterion", Boom), ("criterion", KeyboardInterrupt), ("layer", KeyboardInterrupt)],
+)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_next", "gemma3"])
+@torch.no_grad()
+def test_after_an_interrupted_generation(family: str, where: str, error: type[BaseException]) -> None:
+    """At the third prompt: the policy, a stopping criterion, or a tapped layer in the middle of decoding."""
+    model = subject(family, "sdpa")
+    inputs = model.make_inputs(**LAYOUTS["padded"])
+    attention = model.model.get_submodule(model.family.decoder_layers)[1].self_attn
+    before = snapshot(model.model)
+    place = {"policy": NEVER, "criterion": NEVER, "layer": NEVER}
+    place[where] = Raises(error, {"policy": 3, "criterion": 5, "layer": 6}[where])  # calls: one a prompt, two, two
+    handle = attention.v_proj.register_forward_pre_hook(lambda *_: place["layer"].count())
+
+    def plan(policy: Raises) -> Items:
+        return (*taps(model), Stage("decoder.3", policy, Keep(ratio=0.125)))
+
+    def run(model: Any, prompts: int, policy: Raises, *criteria: Raises) -> tuple[list[Tensor], list[Tensor]]:
+        with prune(model, *plan(policy)) as session:
+            for _ in range(prompts):
+                out = generate(model, inputs, 2, stopping_criteria=StoppingCriteriaList(criteria))
+        return [*out.logits], [record.kept for record in session.trace]
+
+    try:
+        with pytest.raises(error, match="interrupted"):
+            run(model.model, 3, place["policy"], place["criterion"])
+    finally:
+        handle.remove()
+    assert [key for key in differences(before, snapshot(model.model)) if key != "random"] == []
+    twin, _ = model.family.build("sdpa")
+    for ours, theirs in zip(run(model.model, 1, NEVER), run(twin, 1, NEVER), strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from catalogue import ATTENTION, FAMILIES, POLICIES, Subject, subject
+from catalogue import ATTENTION, POLICIES, THOROUGH, Subject, subject
 from invariants import LAYOUTS, assert_near, generate
 from oracle import Alive, Inputs, row_of
 
@@ -35,7 +35,7 @@ def native(model: Subject, row: Inputs, alive: Alive, number: int, tokens: torch
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_compact_is_a_natively_shorter_prompt(family: str, attention: str, layout: str) -> None:
     model = subject(family, attention)

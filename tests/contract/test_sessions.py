@@ -2,43 +2,76 @@
 
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from catalogue import BUDGETS, FAMILIES, POLICIES, subject
+from catalogue import FAMILIES, POLICIES, Items, subject
 from invariants import LAYOUTS, assert_near, generate
+from snapshots import differences, snapshot
 
 from prunekit import Keep, Stage, prune
 from prunekit.errors import NeedsError, PruningWarning, SessionError
-from prunekit.policies import CrossAttention, FasterVLM, Random, SelfAttention
+from prunekit.policies import STAR, CrossAttention, FasterVLM, Random, SelfAttention
 
-INPUT = Stage("input", SelfAttention(), Keep(ratio=0.5))
-DECODER = Stage("decoder.2", CrossAttention(), Keep(ratio=0.5))
+HALF = Keep(ratio=0.5)
+INPUT = Stage("input", SelfAttention(), HALF)
+DECODER = Stage("decoder.2", CrossAttention(), HALF)
 
 
-def test_nested_sessions_on_one_model_are_refused() -> None:
-    model = subject("llava", "sdpa").model
-    with prune(model, INPUT), pytest.raises(SessionError, match=r"(?i)already"), prune(model, DECODER):
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm", "fast_vlm"])
+def test_nested_sessions_on_one_model_are_refused(family: str) -> None:
+    """Neither twice on the model, nor on the model and on the core that its head sits on."""
+    model, stage = subject(family, "sdpa").model, Stage("input", Random(), HALF)
+    for outer, inner in ((model, model), (model, model.model), (model.model, model)):
+        refused = pytest.raises(SessionError, match=r"already being pruned.*prune\(model, stage, stage")
+        with prune(outer, stage), refused, prune(inner, DECODER):
+            pass
+    before = snapshot(model)
+    with prune(model, stage):  # the refusals left no mark
         pass
-    with prune(model, INPUT):  # the refusal left no mark
-        pass
+    assert differences(before, snapshot(model)) == []
 
 
+def star(family: str) -> Items:
+    """STAR, which taps the vision encoder and the decoder."""
+    return (STAR(keep=0.25, visual_queries="visual" if FAMILIES[family].encoder_layers else "embedding"),)
+
+
+PAIRS = [("llava", "llava"), ("qwen2_5_vl", "internvl"), ("gemma3", "smolvlm"), ("mistral3", "fast_vlm")]
+
+
+def steps(model: Any, inputs: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """The last logits of a prompt without padding, and of two tokens after it, on demand."""
+    out = model(**inputs, use_cache=True)
+    for _ in range(3):
+        yield out.logits[:, -1]
+        token = torch.full((len(inputs["input_ids"]), 1), 17)
+        out = model(input_ids=token, past_key_values=out.past_key_values)
+
+
+@pytest.mark.parametrize("families", PAIRS, ids="-".join)
 @torch.no_grad()
-def test_two_models_nested() -> None:
-    first, second = subject("llava", "sdpa"), subject("llava", "eager")
-    inputs = first.make_inputs()
-    alone: list[Any] = []
-    for model, stage in ((first, INPUT), (second, DECODER)):
-        with prune(model.model, stage):
-            alone.append(generate(model.model, inputs, 3))
-    with prune(first.model, INPUT) as outer, prune(second.model, DECODER) as inner:
-        nested = [generate(first.model, inputs, 3), generate(second.model, inputs, 3)]
-    assert [record.site for record in outer.trace] == ["input"]
-    assert [record.site for record in inner.trace] == ["decoder.2"]
-    for one, other in zip(alone, nested, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one.logits, other.logits, strict=True))
+def test_two_models_at_once(families: tuple[str, str]) -> None:
+    """Nested sessions on two models whose calls take turns; the outer one ends first. Each gives what it does alone."""
+    models = [subject(family, attention) for family, attention in zip(families, ("sdpa", "eager"), strict=True)]
+    inputs = [model.make_inputs(batch=2, images=2) for model in models]
+    alone = []
+    for model, given, family in zip(models, inputs, families, strict=True):
+        with prune(model.model, *star(family)):
+            alone.append(list(steps(model.model, given)))
+    first, second = (prune(model.model, *star(family)) for model, family in zip(models, families, strict=True))
+    with first, second:
+        turns = zip(*(steps(model.model, given) for model, given in zip(models, inputs, strict=True)), strict=True)
+        for step, pair in enumerate(turns):
+            assert all(torch.equal(ours, expected[step]) for ours, expected in zip(pair, alone, strict=True))
+        assert len(first.trace) == len(second.trace) == 2
+        first.__exit__(None, None, None)  # the outer one ends first
+        assert torch.equal(next(steps(models[1].model, inputs[1])), alone[1][0])
+        assert not torch.equal(next(steps(models[0].model, inputs[0])), alone[0][0])
+    assert [len(session.trace) for session in (first, second)] == [2, 4]
 
 
 @torch.no_grad()
@@ -54,42 +87,52 @@ def test_a_session_object_after_its_end() -> None:
     assert torch.equal(entered.trace[0].kept, kept)
 
 
-@pytest.mark.parametrize("attention", [("sdpa", "sdpa"), ("eager", "eager"), ("sdpa", "eager")], ids="-".join)
-def test_two_threads(attention: tuple[str, str]) -> None:
-    """Each thread prunes a model of its own; both give what they give alone."""
-    models = [FAMILIES["llava"].build(name) for name in attention]
+BESIDE = [
+    *(("llava", "llava", *names) for names in (("sdpa", "sdpa"), ("eager", "eager"), ("sdpa", "eager"))),
+    ("qwen2_5_vl", "gemma3", "eager", "eager"),
+    ("internvl", "smolvlm", "sdpa", "sdpa"),
+]
+
+
+@pytest.mark.parametrize("case", BESIDE, ids="-".join)
+def test_two_threads(case: tuple[str, str, str, str]) -> None:
+    """Two threads generate, each with a model and session of its own, and a third one without any: all as if alone."""
+    names = [*case[:2], case[0]]
+    models = [FAMILIES[name].build(attention) for name, attention in zip(names, [*case[2:], case[2]], strict=True)]
     inputs = [make_inputs(**LAYOUTS["ragged"], seed=seed) for seed, (_, make_inputs) in enumerate(models)]
-    items = [POLICIES["star"].build(BUDGETS["ratio"]), POLICIES["self-cls-vision"].build(BUDGETS["ratio"])]
+    repeats, results, errors = 8, [[], [], []], []
 
-    def run(index: int) -> torch.Tensor:
-        model, _ = models[index]
-        with torch.no_grad(), prune(model, *items[index]) as session:
-            logits = model(**inputs[index]).logits
-        assert session.trace
-        return logits[:, -1]
+    def run(index: int) -> list[torch.Tensor]:
+        model, items = models[index][0], star(names[index])
+        with torch.no_grad(), prune(model, *items) if index < 2 else nullcontext() as session:
+            out = generate(model, inputs[index], 2)
+        assert session is None or len(session.trace) == 2
+        return list(out.logits)
 
-    alone = [run(0), run(1)]
-    results: list[list[torch.Tensor]] = [[], []]
-    errors: list[BaseException] = []
-    start = threading.Barrier(2)
+    alone = [run(index) for index in range(3)]
+    before = [snapshot(model) for model, _ in models]
+    start = threading.Barrier(3)
 
     def work(index: int) -> None:
         try:
             start.wait(10)
-            results[index] += [run(index) for _ in range(8)]
+            results[index] += [run(index) for _ in range(repeats)]
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
     assert errors == []
     for expected, found in zip(alone, results, strict=True):
-        assert len(found) == 8
+        assert len(found) == repeats
         for logits in found:
-            assert_near(logits, expected, "in a thread", 1e-6)
+            for ours, theirs in zip(logits, expected, strict=True):
+                assert_near(ours, theirs, "in a thread", 1e-6)
+    for (model, _), state in zip(models, before, strict=True):
+        assert [key for key in differences(state, snapshot(model)) if key != "random"] == []
 
 
 @pytest.mark.parametrize("stage", [INPUT, DECODER], ids=["input", "decoder"])
@@ -134,7 +177,7 @@ def test_text_first_then_an_image() -> None:
 
 @pytest.mark.parametrize(
     "items",
-    [(INPUT,), (FasterVLM(keep=0.5),), (Stage("vision.0", Random(), Keep(ratio=0.5)),)],
+    [(INPUT,), (FasterVLM(keep=0.5),), (Stage("vision.0", Random(), HALF),)],
     ids=["self-attention", "fastervlm", "vision-site"],
 )
 @torch.no_grad()
@@ -154,7 +197,7 @@ def test_features_from_elsewhere_suffice_for_others(policy: str) -> None:
     inputs = model.make_inputs()
     pixels = inputs["pixel_values"]
     features = model.model.get_image_features(pixel_values=pixels)
-    with prune(model.model, *POLICIES[policy].build(Keep(ratio=0.5))) as session:
+    with prune(model.model, *POLICIES[policy].build(HALF)) as session:
         expected = model.model(**inputs).logits
         del inputs["pixel_values"]
         actual = model.model(**inputs, mm_encoder_outputs={"image": features}).logits

@@ -9,7 +9,20 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-__all__ = ["BOS", "EOS", "FIRST_WORD", "IMAGE", "PAD", "VIDEO", "InputMaker", "Media", "Sizes", "TinyInputs", "concatenate", "random_model"]
+__all__ = [
+    "BOS",
+    "EOS",
+    "FIRST_WORD",
+    "IMAGE",
+    "PAD",
+    "VIDEO",
+    "InputMaker",
+    "Media",
+    "Sizes",
+    "TinyInputs",
+    "concatenate",
+    "random_model",
+]
 
 PAD, BOS, EOS, IMAGE, VIDEO = 0, 1, 2, 3, 4
 SPECIAL = range(5, 16)

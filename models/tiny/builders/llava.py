@@ -10,7 +10,9 @@ from torch import Generator, nn
 from prunekit.models.tiny.builders.common import BOS, EOS, IMAGE, PAD, InputMaker, Media, Sizes, random_model
 
 
-def llava(image_size: int = 24, patch_size: int = 4, vision_layers: int = 4, **sizes: Any) -> tuple[nn.Module, InputMaker]:
+def llava(
+    image_size: int = 24, patch_size: int = 4, vision_layers: int = 4, **sizes: Any
+) -> tuple[nn.Module, InputMaker]:
     """Images of `image_size`, cut into patches of `patch_size`: one visual token each."""
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 

@@ -1,0 +1,217 @@
+"""One run of a vision encoder's layers: what was read there, and what was dropped.
+
+There are two kinds of encoders. Most run on a batch of images of one size, [images, prefix + patches, dim]. Packed ones
+run on the patches of all images in one sequence, [patches, dim] or [1, patches, dim], with attention inside each image.
+To a policy both look alike: a row is an image, and its tokens are those that the language model will see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit._align import spread
+from prunekit.errors import UnsupportedInputError
+from prunekit.masks import cut_mask
+from prunekit.patches import Image
+from prunekit.plan import Stage
+from prunekit.sequence import first_columns, gather, scatter
+from prunekit.tokens import Keys, Rows, Selection
+
+__all__ = ["Pruned", "Run"]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a stage inside the encoder decided.
+
+    Attributes:
+        flags: whether each token of all images stays, [tokens].
+        scores: its score, [tokens], or None.
+        counts: tokens left of each image.
+    """
+
+    stage: Stage
+    flags: Tensor
+    scores: Tensor | None
+    counts: tuple[int, ...]
+
+
+@dataclass
+class Run:
+    """One run of the encoder's layers.
+
+    Attributes:
+        packed: whether all images are in one sequence.
+        prefix: tokens before the patches of each image.
+        patches: patches of a row of the encoder's batch.
+        totals: visual tokens of each image; known once a stage needs them.
+        groups: columns (without prefix) of the patches of each visual token, [tokens, patches of a token]; those of one
+            image, or of all images if packed.
+        source: visual tokens that are left of each image, [images, left], -1 at the right.
+        counts: how many that are.
+        left: columns of the encoder that are left, [rows, left]; None: all.
+        found: tapped rows by patch, in chunks, and the columns they are of.
+    """
+
+    packed: bool
+    prefix: int
+    rows: int
+    patches: int
+    totals: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+    groups: Tensor | None = None
+    source: Tensor | None = None
+    left: Tensor | None = None
+    full: Tensor | None = None  # the full-length input of the layer that is running
+    found: dict[tuple[Rows | Keys, int], tuple[list[Tensor], Tensor | None]] = field(default_factory=dict)
+    pruned: list[Pruned] = field(default_factory=list)
+    bounds: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    memory: dict[str, object] = field(default_factory=dict)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def note(self, rows: Rows | Keys, layer: int, seen: Tensor) -> None:
+        """Note what one attention call showed of the patches in it; a packed encoder calls once for each chunk."""
+        self.found.setdefault((rows, layer), ([], self.left))[0].append(seen)
+
+    def values(self, rows: Rows | Keys, layer: int) -> Tensor:
+        """Tapped rows by patch, [rows, ..., patches]; 0 for patches that had been dropped."""
+        chunks, left = self.found[rows, layer]
+        joined = torch.cat(chunks, -1)
+        return joined if left is None else spread(joined, left[:, self.prefix :] - self.prefix, self.patches)
+
+    # --- dropping ----------------------------------------------------------------------------------------------------
+
+    def begin(self, groups: Tensor, totals: tuple[int, ...], device: torch.device) -> None:
+        """Set up for the first stage."""
+        if not groups.shape[1]:
+            raise UnsupportedInputError("The vision encoder was given no patches.")
+        self.groups, self.totals, self.counts = groups.to(device), totals, totals
+        numbers = torch.arange(max(totals), device=device)
+        self.source = torch.where(numbers < torch.tensor(totals, device=device)[:, None], numbers, -1)
+
+    def tokens(
+        self, hidden: Tensor, found: dict[Any, Tensor], grids: Sequence[tuple[int, int] | None]
+    ) -> dict[str, Any]:
+        """What a policy sees besides attention: fields of `VisualTokens`.
+
+        Args:
+            hidden: states of all columns.
+            found: values by patch, [rows, ..., patches]; turned into values by token in place, [images, ..., tokens].
+            grids: of each image.
+        """
+        assert self.groups is not None
+        assert self.source is not None
+        index = self.groups[self._flat(self.source)]  # [images, left, patches of a token]
+        states = hidden.reshape(-1, hidden.shape[-1]) if self.packed else hidden
+        if self.packed:
+            states = states[index]
+        else:
+            states = gather(states, index.flatten(1) + self.prefix).unflatten(1, index.shape[1:])
+        everything = self._flat(torch.arange(max(self.totals), device=hidden.device).expand(len(self.totals), -1))
+        for key, values in found.items():
+            pooled = values[..., self.groups].mean(-1)
+            found[key] = pooled[0][..., everything].movedim(-2, 0) if self.packed else pooled
+        return {
+            "hidden": states.mean(2),
+            "source": self.source,
+            "valid": self.source >= 0,
+            "total": self.totals,
+            "counts": self.counts,
+            "grid": grids[0] if len(set(grids)) == 1 else None,
+            "per_image": self.totals[0] if len(set(self.totals)) == 1 else None,
+            "images": tuple((Image(total, grid),) for total, grid in zip(self.totals, grids, strict=True)),
+            "alive": tuple((count,) for count in self.counts),
+            "memory": self.memory,
+        }
+
+    def keep(self, stage: Stage, selection: Selection, counts: tuple[int, ...]) -> None:
+        """Drop what a policy dropped."""
+        assert self.groups is not None
+        assert self.source is not None
+        kept = self.source.gather(1, selection.kept.clamp(min=0)).masked_fill(selection.kept < 0, -1)
+        scores = selection.scores
+        if scores is not None:
+            scores = self._of_images(spread(scores.float(), self.source, max(self.totals), torch.nan))
+        self.source, self.counts = kept, counts
+        self.bounds.clear()
+        flags = spread(torch.ones_like(kept, dtype=torch.float32), kept, max(self.totals)) > 0  # [images, tokens]
+        self.pruned.append(Pruned(stage, self._of_images(flags), scores, counts))
+        stays = self._of_images(flags)[None] if self.packed else flags  # [rows, tokens of a row]
+        size = self.groups.shape[1]
+        columns = torch.zeros(stays.shape[0], self.patches, dtype=torch.bool, device=stays.device)
+        columns = columns.scatter(1, self.groups.flatten().expand(len(stays), -1), stays.repeat_interleave(size, 1))
+        most = sum(counts) if self.packed else max(counts)
+        if most * size == self.groups.numel():
+            self.left = None
+            return
+        index, _ = first_columns(columns, most * size)
+        first = torch.arange(self.prefix, device=index.device).expand(len(index), -1)
+        self.left = torch.cat([first, index + self.prefix], 1)
+
+    def _flat(self, source: Tensor) -> Tensor:
+        """Numbers in `groups` of tokens [images, tokens]."""
+        if not self.packed:
+            return source.clamp(min=0)
+        starts = list(accumulate(self.totals, initial=0))[:-1]
+        index = source.clamp(min=0) + torch.tensor(starts, device=source.device)[:, None]
+        return index.clamp(max=sum(self.totals) - 1)
+
+    def _of_images(self, values: Tensor) -> Tensor:
+        """Values of tokens [images, tokens] one after the other: [tokens of all images]."""
+        if len(set(self.totals)) == 1:
+            return values.flatten()
+        return torch.cat([row[:total] for row, total in zip(values, self.totals, strict=True)])
+
+    # --- a layer that gets fewer patches -----------------------------------------------------------------------------
+
+    def shorten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a layer for the columns that are left."""
+        names = ["hidden_states", *["attention_mask"] * bool(len(args) > 1), *["" for _ in args[2:]]][: len(args)]
+        self.full = args[0] if args else kwargs["hidden_states"]
+        cut = tuple(self._cut(name, value) for name, value in zip(names, args, strict=True))
+        return cut, {name: self._cut(name, value) for name, value in kwargs.items()}
+
+    def _cut(self, name: str, value: Any) -> Any:
+        assert self.left is not None
+        assert self.full is not None
+        if isinstance(value, tuple):
+            return tuple(self._cut(name, item) for item in value)
+        if not isinstance(value, Tensor):
+            return value
+        length = self.prefix + self.patches
+        if value.ndim == 4 and value.shape[-1] == length:
+            return cut_mask(value, self.left, self.left)
+        if name.startswith("cu_"):
+            return self._bounds(value)
+        if not self.packed:
+            return gather(value, self.left) if name == "hidden_states" else value
+        axis = next((axis for axis in range(value.ndim) if value.shape[axis] == length), None)
+        return value if axis is None else value.index_select(axis, self.left[0].to(value.device))
+
+    def _bounds(self, bounds: Tensor) -> Tensor:
+        """Where images (or windows) begin among the columns that are left; empty ones are gone."""
+        if id(bounds) not in self.bounds:
+            assert self.left is not None
+            stays = torch.zeros(self.patches + 1, dtype=torch.long, device=bounds.device)
+            before = stays.scatter(0, self.left[0].to(bounds.device) + 1, 1).cumsum(0)
+            shorter = before[bounds.long()].unique_consecutive().to(bounds.dtype)
+            self.bounds[id(bounds)] = shorter, bounds  # kept alive, so that its id stays its own
+        return self.bounds[id(bounds)][0]
+
+    def restore(self, hidden: Tensor) -> Tensor:
+        """A layer's output written over its full-length input."""
+        if self.full is None or self.left is None:
+            return hidden
+        full, self.full = self.full.to(hidden.dtype), None
+        shape = full.shape
+        rows = 1 if self.packed else shape[0]
+        return scatter(
+            hidden.reshape(rows, -1, shape[-1]), self.left, self.prefix + self.patches, full.view(rows, -1, shape[-1])
+        ).view(shape)
