@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6), LLaVA-NeXT-Video and LLaVA-OneVision: an image is a thumbnail and tiles, its rows end in newlines."""
+"""LLaVA-NeXT (1.6), LLaVA-NeXT-Video, LLaVA-OneVision: an image is a thumbnail and tiles, its rows end in newlines."""
 
 from __future__ import annotations
 

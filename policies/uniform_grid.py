@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from prunekit.keep import Keep
+from prunekit.patches import Image
 from prunekit.policy import PruningPolicy
 from prunekit.tokens import Selection, VisualTokens
 
@@ -19,25 +21,39 @@ class UniformGrid(PruningPolicy):
     """Keep tokens on a regular lattice over each image, whatever it shows.
 
     k tokens of a grid of h x w are laid in about `sqrt(k h / w)` evenly spaced rows, each evenly filled. A sample's
-    budget is split evenly over its images. Where the tokens are no whole grid any more (after an earlier stage),
-    every n/k-th stays.
+    budget is split over its images by their numbers of tokens. Where the tokens are no whole grid (tiles with newlines,
+    or after an earlier stage), every n/k-th stays.
     """
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert keep is not None
         counts = tokens.budget(keep)
         kept = torch.full((len(counts), max(counts)), -1)
-        for row, (count, there, total) in enumerate(zip(counts, tokens.counts, tokens.total, strict=True)):
-            kept[row, :count] = self._row(tokens, count, there, total)
+        shares = tokens.budget_per_image(keep) if keep.per == "image" else [None] * len(counts)
+        for row, (count, share) in enumerate(zip(counts, shares, strict=True)):
+            kept[row, :count] = self._row(tokens, row, count, share)
         return Selection(kept.to(tokens.source.device), counts)
 
-    def _row(self, tokens: VisualTokens, count: int, there: int, total: int) -> Tensor:
-        size = tokens.per_image
-        if tokens.grid is None or size is None or there != total or total % size:
+    def _row(self, tokens: VisualTokens, row: int, count: int, share: tuple[int, ...] | None) -> Tensor:
+        there, total = tokens.counts[row], tokens.total[row]
+        images = tokens.images[row] if tokens.images is not None else self._alike(tokens, total)
+        alive = tokens.alive[row] if tokens.alive is not None else tuple(image.tokens for image in images or ())
+        if images is None or (there != total and share is None) or sum(alive) != there:
             return strided(count, there)
-        images = total // size
-        shares = [count * (i + 1) // images - count * i // images for i in range(images)]
-        return torch.cat([image * size + lattice(share, *tokens.grid) for image, share in enumerate(shares)])
+        if share is None:
+            ends = [0, *accumulate(image.tokens for image in images)]
+            share = tuple(count * end // total - count * start // total for start, end in pairwise(ends))
+        starts = accumulate(alive, initial=0)
+        parts = [
+            start
+            + (lattice(part, *image.grid) if image.grid is not None and left == image.tokens else strided(part, left))
+            for part, image, left, start in zip(share, images, alive, starts, strict=False)
+        ]
+        return torch.cat(parts) if parts else torch.arange(0)
+
+    def _alike(self, tokens: VisualTokens, total: int) -> tuple[Image, ...] | None:
+        size = tokens.per_image
+        return None if size is None or total % size else (Image(size, tokens.grid),) * (total // size)
 
 
 def strided(count: int, total: int) -> Tensor:

@@ -8,26 +8,20 @@ caches) is the session's and the same for all families.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import NeedsError, SessionError, SiteError, UnsupportedModelError
+from prunekit._language import LanguageModel
+from prunekit.errors import SiteError
 from prunekit.patches import Encoded, squares
 from prunekit.plan import Site
 
 __all__ = ["ModelAdapter"]
 
-IMAGE_IDS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
-VIDEO_IDS = ("video_token_id", "video_token_index")
-RECURRENT = {"conv", "linear_attention", "mamba", "recurrent", "hybrid", "hybrid_sliding", "moe_mamba", "hybrid_mamba"}
 
-
-class ModelAdapter:
+class ModelAdapter(LanguageModel):
     """Names of the parts of one loaded model.
 
     As it stands it serves unknown families, at `input` and `decoder.<i>`. A family's adapter is a subclass that sets
@@ -58,69 +52,6 @@ class ModelAdapter:
     has_cls: bool = False
     merge: int = 1
     packed: bool = False
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model: Any = model
-        self._check_contract()
-
-    # --- modules of the language model -------------------------------------------------------------------------------
-
-    @cached_property
-    def text_model(self) -> nn.Module:
-        """The language model without its head: it is given `inputs_embeds` and owns the decoder layers."""
-        wanted = getattr(self.text_config, "num_hidden_layers", None)
-        for module in self.model.get_decoder().modules():
-            layers = getattr(module, "layers", None)
-            if isinstance(layers, nn.ModuleList) and len(layers) == wanted:
-                return module  # type: ignore[no-any-return]
-        raise self._refusal("its language model has no list `layers` of decoder layers")
-
-    @cached_property
-    def core(self) -> nn.Module:
-        """The module that puts image features into the text: it is given `input_ids` and `pixel_values`."""
-        inside = [self.model, *(m for m in self.model.modules() if m is not self.model and _owns(m, self.text_model))]
-        able = [module for module in inside if hasattr(type(module), "get_image_features")]
-        # The outermost only hands on; the innermost that knows of images is the one that runs its encoder.
-        core: nn.Module = able[-1] if able else inside[0]
-        return core
-
-    @property
-    def decoder_layers(self) -> nn.ModuleList:
-        """The decoder layers, in order."""
-        return self.text_model.layers  # type: ignore[return-value]
-
-    @property
-    def lm_head(self) -> nn.Module | None:
-        """The output head, or None for a model without one."""
-        return self.model.get_output_embeddings()  # type: ignore[no-any-return]
-
-    @property
-    def text_config(self) -> Any:
-        """Configuration of the language model."""
-        return self.model.config.get_text_config(decoder=True)
-
-    @property
-    def depth(self) -> int:
-        """Number of decoder layers."""
-        return len(self.decoder_layers)
-
-    def sees_images(self, layer: int) -> bool:
-        """Whether text looks at all columns in a decoder layer, and not only at those in a window before it."""
-        kinds = getattr(self.text_config, "layer_types", None)
-        return not kinds or kinds[layer] not in ("sliding_attention", "chunked_attention")
-
-    def attention(self, layer: nn.Module) -> nn.Module:
-        """The self-attention module of a decoder layer.
-
-        Raises:
-            NeedsError: it is not where it usually is.
-        """
-        found = getattr(layer, "self_attn", None)
-        if not isinstance(found, nn.Module):
-            raise NeedsError(
-                f"The attention of {type(layer).__name__} cannot be read: the layer has no module `self_attn`."
-            )
-        return found
 
     def full_length_after(self, layer: int) -> bool:
         """Whether the model itself works on the states that a decoder layer returns, and so expects all columns.
@@ -169,28 +100,6 @@ class ModelAdapter:
         return max(layer if layer >= 0 else self.vision_depth + 1 + layer for layer in layers) - 1
 
     # --- visual tokens -----------------------------------------------------------------------------------------------
-
-    @property
-    def image_ids(self) -> tuple[int, ...]:
-        """Ids of the placeholders in `input_ids` that are filled from images."""
-        return self._ids(IMAGE_IDS)
-
-    @property
-    def video_ids(self) -> tuple[int, ...]:
-        """The same for videos, where they have ids of their own."""
-        return tuple(set(self._ids(VIDEO_IDS)) - set(self.image_ids))
-
-    def placeholders(self, ids: tuple[int, ...], input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """Which columns hold one of these placeholders, [batch, length], found the way the model finds them."""
-        if input_ids is not None:
-            return torch.stack([input_ids == each for each in ids]).any(0)
-        assert inputs_embeds is not None
-        weight = self.model.get_input_embeddings().weight
-        return torch.stack([torch.eq(inputs_embeds, weight[each].to(inputs_embeds)).all(-1) for each in ids]).any(0)
-
-    def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """Which columns are visual tokens, [batch, length]."""
-        return self.placeholders(self.image_ids + self.video_ids, input_ids, inputs_embeds)
 
     def image_tokens(self, features: Any, inputs: dict[str, Any]) -> tuple[int, ...] | None:
         """Visual tokens of each image (or video) that `get_image_features` was given; None if they cannot be told.
@@ -256,25 +165,6 @@ class ModelAdapter:
         index = self.patches_of_tokens(int(values.shape[-1]), encoded).to(values.device)
         return values[..., index].mean(-1).transpose(1, 2).flatten(0, 1)
 
-    def rotary(self, hidden: Tensor, position_ids: Tensor) -> Any:
-        """Position embeddings as the decoder layers receive them, for positions [batch, length]."""
-        return self.text_model.rotary_emb(hidden, position_ids=position_ids)  # type: ignore[operator]
-
-    def check_compact(self) -> None:
-        """Raise `SessionError` where positions cannot be numbered anew: several a token, or tables by kind of layer."""
-        rotary = [child for name, child in self.text_model.named_children() if name.startswith("rotary_emb")]
-        alike = len(rotary) == 1 and len(inspect.signature(rotary[0].forward).parameters) == 2
-        if not alike or self._several_positions:
-            raise SessionError(
-                f"positions='compact' needs one rotary position a token; those of {type(self.model).__name__} are"
-                " learned, have several axes, or have tables that differ between layers. Use positions='original'."
-            )
-
-    @property
-    def _several_positions(self) -> bool:
-        rope = getattr(self.text_config, "rope_parameters", None) or {}
-        return any("mrope" in str(key) for key in rope)
-
     # --- sites -------------------------------------------------------------------------------------------------------
 
     @property
@@ -304,47 +194,3 @@ class ModelAdapter:
         if not self.vision_sites:
             return f"the patches of {name} are rearranged between its vision encoder and its visual tokens"
         return f"{name} takes its visual tokens from layer {self.feature_layer} of its vision encoder"
-
-    # --- what a model must have --------------------------------------------------------------------------------------
-
-    def _ids(self, names: tuple[str, ...]) -> tuple[int, ...]:
-        places = (self.model.config, getattr(self.model.config, "vision_config", None))
-        found = (getattr(place, name, None) for place in places for name in names)
-        return tuple(dict.fromkeys(each for each in found if isinstance(each, int) and each >= 0))
-
-    def _refusal(self, why: str) -> UnsupportedModelError:
-        name = getattr(getattr(self.model, "config", None), "model_type", None)
-        return UnsupportedModelError(f"{type(self.model).__name__} (model_type {name!r}) cannot be pruned: {why}.")
-
-    def _check_contract(self) -> None:
-        config = self.model.config
-        if getattr(config, "is_encoder_decoder", False):
-            raise self._refusal("it is an encoder-decoder model, whose visual tokens are no columns of a decoder")
-        if not self.image_ids + self.video_ids:
-            raise self._refusal(
-                "its configuration names no placeholder for images, such as image_token_id, so that it has no visual"
-                " tokens among its text"
-            )
-        text: Any = self.text_config
-        if getattr(text, "cross_attention_layers", None):
-            raise self._refusal("its decoder looks at images by cross-attention; they are no tokens in its sequence")
-        kinds = set(getattr(text, "layer_types", None) or ())
-        if kinds & RECURRENT:
-            raise self._refusal(
-                f"its decoder has layers of the kinds {', '.join(sorted(kinds & RECURRENT))}, whose state mixes"
-                " neighbouring tokens, so that dropping a token is not the same as not looking at it"
-            )
-        if getattr(text, "num_kv_shared_layers", 0):
-            raise self._refusal(
-                f"its last {text.num_kv_shared_layers} decoder layers use the keys and values of earlier ones, and so"
-                " cannot hold fewer tokens"
-            )
-        assert self.text_model is not None
-
-
-def _owns(module: nn.Module, part: nn.Module) -> bool:
-    return any(each is part for each in _below(module))
-
-
-def _below(module: nn.Module) -> Iterator[nn.Module]:
-    yield from (each for each in module.modules() if each is not module)

@@ -94,6 +94,7 @@ def images_of(sent: Sent, encoded: dict[str, Encoded]) -> tuple[tuple[int, ...],
 
 def spread(values: Tensor, ordinals: Tensor, total: int, fill: float = 0.0) -> Tensor:
     """Put values of the tokens at hand [batch, ..., tokens] at their original numbers: [batch, ..., total]."""
+    ordinals = ordinals.to(values.device)
     index = torch.where(ordinals >= 0, ordinals, total)  # padding goes to one column more, cut off again
     index = index.view(index.shape[0], *[1] * (values.ndim - 2), -1).expand(values.shape)
     return values.new_full((*values.shape[:-1], total + 1), fill).scatter(-1, index, values)[..., :total]
@@ -101,6 +102,7 @@ def spread(values: Tensor, ordinals: Tensor, total: int, fill: float = 0.0) -> T
 
 def take(full: Tensor, source: Tensor) -> Tensor:
     """The inverse of `spread`: values of the tokens at hand, [batch, ..., tokens], 0 where there is none."""
+    full = full.to(source.device)  # layers may be spread over devices
     index = source.clamp(min=0).view(source.shape[0], *[1] * (full.ndim - 2), -1)
     values = full.gather(-1, index.expand(*full.shape[:-1], source.shape[-1]))
     return values * (source >= 0).view(index.shape)

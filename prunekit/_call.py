@@ -142,7 +142,7 @@ def merge(hidden: Tensor, columns: Tensor, selection: Selection, index: Tensor, 
     sums = sums.scatter_add(1, owner[..., None].expand_as(tokens), tokens)[:, :kept]
     total = weight.new_zeros(weight.shape[0], kept + 1).scatter_add(1, owner, weight)[:, :kept, None]
     means = (sums / total.clamp(min=torch.finfo(total.dtype).tiny)).to(hidden.dtype)
-    places, real = left.visual_columns()
+    places, real = (each.to(hidden.device) for each in left.visual_columns())
     shorter = gather(hidden, index)
     places = torch.where(real, places, shorter.shape[1])[..., None].expand(-1, -1, shorter.shape[-1])
     return torch.nn.functional.pad(shorter, (0, 0, 0, 1)).scatter(1, places, means)[:, :-1]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import PolicyError, PrunekitError, ScoresError
+from prunekit.keep import Keep
 from prunekit.plan import Stage
 from prunekit.tokens import Selection, VisualTokens
 
@@ -72,6 +73,8 @@ def check_selection(stage: Stage, tokens: VisualTokens, selection: Selection, ch
                 f"{who} kept {list(counts)} visual tokens of the rows, but {stage.keep} asks for {list(asked)}."
             )
     _check_values(who, tokens, kept, counts, checks)
+    if stage.keep is not None and stage.keep.per == "image":
+        _check_images(who, stage.keep, tokens, kept, checks)
     if selection.scores is not None:
         _check_scores(who, tokens, selection.scores, counts, checks)
     return counts
@@ -92,6 +95,21 @@ def _check_values(who: str, tokens: VisualTokens, kept: Tensor, counts: tuple[in
     checks.require(
         ~ordered.all(),
         lambda: PolicyError(f"{who}: kept positions must be ascending without duplicates; got {kept.tolist()}."),
+    )
+
+
+def _check_images(who: str, keep: Keep, tokens: VisualTokens, kept: Tensor, checks: Checks) -> None:
+    budget = tokens.budget_per_image(keep)
+    widest = max(map(len, budget))
+    asked = torch.tensor([[*row, *[0] * (widest - len(row))] for row in budget], device=kept.device)
+    image = tokens.image_number().clamp(max=widest - 1).gather(1, kept.clamp(min=0))
+    there = torch.zeros_like(asked).scatter_add(1, image, (kept >= 0).long())
+    checks.require(
+        (there != asked).any(),
+        lambda: PolicyError(
+            f"{who} kept {there.tolist()} visual tokens of the images of each row, but {keep} asks for"
+            f" {[list(row) for row in budget]}; the policy knows budgets per sample only."
+        ),
     )
 
 

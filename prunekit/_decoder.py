@@ -102,7 +102,7 @@ class Decoder:
             return cut_mask(mask, keys, call.left)
         return padding_mask(keys, hidden.shape[1], self.config._attn_implementation, hidden.dtype)
 
-    # --- everything else that has a column for each token --------------------------------------------------------------
+    # --- everything else that has a column for each token ------------------------------------------------------------
 
     def _columns(self, call: Call, name: str, value: Any) -> Any:
         """A layer's argument for the columns that are left: tensors, and tuples and mappings of tensors."""

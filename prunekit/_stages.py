@@ -39,7 +39,7 @@ class Stages:
         assert sequence is not None
         assert call.sent is not None
         columns, valid = sequence.visual_columns()
-        source = sequence.ordinal.gather(1, columns).masked_fill(~valid, -1)
+        source = sequence.ordinal.gather(1, columns).masked_fill(~valid, -1).to(hidden.device)
         if call.replay:
             selection, counts = replay.decisions[stage.site]
         else:
@@ -70,6 +70,7 @@ class Stages:
         text = real = None
         if stage.policy.needs.text:
             text, real = first_columns((sequence.origin >= 0) & (sequence.ordinal < 0), max(sequence.other))
+            real = real.to(hidden.device)
         sizes = {image for row in call.images or () for image in row}
         alike = next(iter(sizes)) if len(sizes) == 1 else None
         return VisualTokens(

@@ -135,6 +135,8 @@ def _inside(scope: str, module: str) -> bool:
 def _check_attention(adapter: ModelAdapter) -> None:
     """Refuse attention that would be missing from the count."""
     for part in (adapter.vision_tower, adapter.text_model):
+        if part is None:
+            continue
         name = part.config._attn_implementation  # type: ignore[union-attr]
         if name not in ("eager", "sdpa"):
             raise UnsupportedModelError(

@@ -59,6 +59,7 @@ class Sequence:
             padding).
         """
         columns, _ = self.visual_columns()
+        kept = kept.to(columns.device)
         chosen = columns.gather(1, kept.clamp(min=0)).masked_fill(kept < 0, self.length)
         stays = (self.origin >= 0) & (self.ordinal < 0)
         stays = torch.nn.functional.pad(stays, (0, 1)).scatter(1, chosen, 1)[:, :-1]  # last column takes the unused

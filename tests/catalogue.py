@@ -113,6 +113,13 @@ class Family:
     def image_token(self) -> int:
         return self.tokens[0]
 
+    @property
+    def per_image(self) -> int:
+        """Visual tokens of one image, for families with one size."""
+        tokens = adapter_for(subject(self.name, "eager").model).tokens_per_image
+        assert tokens is not None
+        return tokens
+
     def columns(self, alive: Tensor, inputs: Any) -> Tensor:
         """[tokens of all images] to [rows, columns]: which columns of the encoder are alive.
 

@@ -1,0 +1,150 @@
+"""The language model's half of an adapter: what can be found on any model that follows transformers' conventions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit._contract import check_model, refusal
+from prunekit.errors import NeedsError, SessionError, UnsupportedModelError
+
+__all__ = ["LanguageModel"]
+
+IMAGE_IDS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
+VIDEO_IDS = ("video_token_id", "video_token_index")
+
+
+class LanguageModel:
+    """Names of the parts of a model that read its sequence.
+
+    Raises:
+        UnsupportedModelError: the model lacks what pruning needs; the message says what.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        check_model(model, has_placeholders=bool(self.image_ids + self.video_ids))
+        assert self.text_model is not None
+
+    @cached_property
+    def text_model(self) -> nn.Module:
+        """The language model without its head: it is given `inputs_embeds` and owns the decoder layers."""
+        wanted = getattr(self.text_config, "num_hidden_layers", None)
+        for module in self.model.get_decoder().modules():
+            layers = getattr(module, "layers", None)
+            if isinstance(layers, nn.ModuleList) and len(layers) == wanted:
+                return module  # type: ignore[no-any-return]
+        raise self._refusal("its language model has no list `layers` of decoder layers")
+
+    @cached_property
+    def core(self) -> nn.Module:
+        """The module that puts image features into the text: it is given `input_ids` and `pixel_values`."""
+        inside = [self.model, *(m for m in self.model.modules() if m is not self.model and _owns(m, self.text_model))]
+        able = [module for module in inside if hasattr(type(module), "get_image_features")]
+        # The outermost only hands on; the innermost that knows of images is the one that runs its encoder.
+        core: nn.Module = able[-1] if able else inside[0]
+        return core
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The decoder layers, in order."""
+        return self.text_model.layers  # type: ignore[return-value]
+
+    @property
+    def lm_head(self) -> nn.Module | None:
+        """The output head, or None for a model without one."""
+        return self.model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def text_config(self) -> Any:
+        """Configuration of the language model."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return len(self.decoder_layers)
+
+    def sees_images(self, layer: int) -> bool:
+        """Whether text looks at all columns in a decoder layer, and not only at those in a window before it."""
+        kinds = getattr(self.text_config, "layer_types", None)
+        return not kinds or kinds[layer] not in ("sliding_attention", "chunked_attention")
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of a decoder layer.
+
+        Raises:
+            NeedsError: it is not where it usually is.
+        """
+        found = getattr(layer, "self_attn", None)
+        if not isinstance(found, nn.Module):
+            raise NeedsError(
+                f"The attention of {type(layer).__name__} cannot be read: the layer has no module `self_attn`."
+            )
+        return found
+
+    # --- placeholders ------------------------------------------------------------------------------------------------
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """Ids of the placeholders in `input_ids` that are filled from images."""
+        return self._ids(IMAGE_IDS)
+
+    @property
+    def video_ids(self) -> tuple[int, ...]:
+        """The same for videos, where they have ids of their own."""
+        return tuple(set(self._ids(VIDEO_IDS)) - set(self.image_ids))
+
+    def placeholders(self, ids: tuple[int, ...], input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """Which columns hold one of these placeholders, [batch, length], found the way the model finds them."""
+        if input_ids is not None:
+            return torch.stack([input_ids == each for each in ids]).any(0)
+        assert inputs_embeds is not None
+        weight = self.model.get_input_embeddings().weight
+        return torch.stack([torch.eq(inputs_embeds, weight[each].to(inputs_embeds)).all(-1) for each in ids]).any(0)
+
+    def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """Which columns are visual tokens, [batch, length]."""
+        return self.placeholders(self.image_ids + self.video_ids, input_ids, inputs_embeds)
+
+    # --- positions ---------------------------------------------------------------------------------------------------
+
+    def rotary(self, hidden: Tensor, position_ids: Tensor) -> Any:
+        """Position embeddings as the decoder layers receive them, for positions [batch, length]."""
+        return self.text_model.rotary_emb(hidden, position_ids=position_ids)  # type: ignore[operator]
+
+    def check_compact(self) -> None:
+        """Raise `SessionError` where positions cannot be numbered anew: several a token, or tables by kind of layer."""
+        rotary = [child for name, child in self.text_model.named_children() if name.startswith("rotary_emb")]
+        alike = len(rotary) == 1 and len(inspect.signature(rotary[0].forward).parameters) == 2
+        if not alike or self._several_positions:
+            raise SessionError(
+                f"positions='compact' needs one rotary position a token; those of {type(self.model).__name__} are"
+                " learned, have several axes, or have tables that differ between layers. Use positions='original'."
+            )
+
+    @property
+    def _several_positions(self) -> bool:
+        rope = getattr(self.text_config, "rope_parameters", None) or {}
+        return any("mrope" in str(key) for key in rope)
+
+    def _ids(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        places = (self.model.config, getattr(self.model.config, "vision_config", None))
+        found = (getattr(place, name, None) for place in places for name in names)
+        return tuple(dict.fromkeys(each for each in found if isinstance(each, int) and each >= 0))
+
+    def _refusal(self, why: str) -> UnsupportedModelError:
+        return refusal(self.model, why)
+
+
+def _owns(module: nn.Module, part: nn.Module) -> bool:
+    return any(each is part for each in _below(module))
+
+
+def _below(module: nn.Module) -> Iterator[nn.Module]:
+    yield from (each for each in module.modules() if each is not module)
