@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prunekit.errors import NeedsError
@@ -150,6 +151,9 @@ def attention_rows(
 
 def _masked(module: nn.Module, logits: Tensor, mask: Any, rows: Tensor, offset: int) -> Tensor:
     """Apply the layer's mask (or bare causality) to the logits of some rows."""
+    if isinstance(mask, BlockMask):
+        mask = _rows_of_blocks(mask, rows, logits.shape[-1])
+        rows = torch.arange(rows.shape[1], device=logits.device).expand(len(rows), -1)
     lowest = torch.finfo(logits.dtype).min  # finite: rows of padding see nothing at all, and must not become NaN
     if mask is not None and mask.ndim == 4:
         mask = gather(mask[..., : logits.shape[-1]], rows, 2)
@@ -158,3 +162,10 @@ def _masked(module: nn.Module, logits: Tensor, mask: Any, rows: Tensor, offset: 
         order = torch.arange(logits.shape[-1], device=logits.device)
         logits = logits.masked_fill((order > rows[..., None] + offset)[:, None], lowest)
     return logits if mask is None else logits.masked_fill(~mask[:, None, None].bool(), lowest)
+
+
+def _rows_of_blocks(mask: BlockMask, rows: Tensor, keys: int) -> Tensor:
+    """Rows of a block mask written out, [batch, 1, rows, keys]."""
+    batch = torch.arange(len(rows), device=rows.device)[:, None, None]
+    allowed = mask.mask_mod(batch, batch * 0, rows[..., None], torch.arange(keys, device=rows.device)[None, None])
+    return allowed.expand(len(rows), rows.shape[1], keys)[:, None]

@@ -68,6 +68,28 @@ POLICIES = {
     ),
 }
 
+QUARTER = Keep(ratio=0.25)
+PLANS: dict[str, Items] = {
+    "random-input": (Stage("input", Random(seed=3), QUARTER),),
+    "per-image": (Stage("input", Random(seed=4), Keep(ratio=0.25, per="image")),),
+    "cross-text": (Stage("decoder.2", CrossAttention(), QUARTER),),
+    "fastv": (FastV(keep=0.25, layer=3),),
+    "star-embedding": (STAR(keep=0.25, visual_queries="embedding"),),
+    "pyramid": (
+        Stage("input", Random(), Keep(ratio=0.75)),
+        Stage("decoder.1", UniformGrid(), Keep(ratio=0.5)),
+        Stage("decoder.2", Random(seed=5), Keep(ratio=0.375)),
+        Stage("decoder.3", CrossAttention(), QUARTER),
+    ),
+    "star": (STAR(keep=0.25),),
+    "inside-the-encoder": (
+        Stage("vision.0", SelfAttention(), Keep(ratio=0.75)),
+        Stage("vision.1", Random(), Keep(ratio=0.5)),
+        Stage("decoder.3", CrossAttention(), QUARTER),
+    ),
+}
+RECORDS = {"star-embedding": 2, "star": 2, "pyramid": 4, "inside-the-encoder": 3}
+
 BUDGETS = {"ratio": Keep(ratio=0.25), "tokens": Keep(tokens=5)}
 ATTENTION = ("eager", "sdpa")
 THOROUGH = ("llava",)  # the families that go through every test; all others through those of test_families.py
@@ -248,12 +270,17 @@ class Subject:
 
 @cache
 def subject(family: str, attention: str) -> Subject:
+    """A family of the catalogue, built once."""
+    return build(FAMILIES[family], attention)
+
+
+def build(family: Family, attention: str) -> Subject:
     """The model under test and its twin, warmed up: transformers adds hooks of its own at the first call."""
-    (model, make_inputs), (dense, _) = (FAMILIES[family].build(attention) for _ in range(2))
+    (model, make_inputs), (dense, _) = (family.build(attention) for _ in range(2))
     with torch.no_grad():
         for each in (model, dense):
             each(**make_inputs())
-    return Subject(FAMILIES[family], attention, model, dense, make_inputs)
+    return Subject(family, attention, model, dense, make_inputs)
 
 
 def _sharpen(model: nn.Module) -> None:

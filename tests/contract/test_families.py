@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 import torch
-from catalogue import ATTENTION, FAMILIES, Items, subject
+from catalogue import ATTENTION, FAMILIES, PLANS, RECORDS, subject
 from invariants import (
     FAR,
     LAYOUTS,
@@ -26,29 +26,8 @@ from torch import Tensor
 
 from prunekit import Keep, Stage, prune
 from prunekit.errors import NeedsError, ScoresError, SiteError
-from prunekit.policies import STAR, CrossAttention, FastV, Random, SelfAttention, UniformGrid
+from prunekit.policies import CrossAttention, Random, UniformGrid
 
-QUARTER = Keep(ratio=0.25)
-PLANS: dict[str, Items] = {
-    "random-input": (Stage("input", Random(seed=3), QUARTER),),
-    "per-image": (Stage("input", Random(seed=4), Keep(ratio=0.25, per="image")),),
-    "cross-text": (Stage("decoder.2", CrossAttention(), QUARTER),),
-    "fastv": (FastV(keep=0.25, layer=3),),
-    "star-embedding": (STAR(keep=0.25, visual_queries="embedding"),),
-    "pyramid": (
-        Stage("input", Random(), Keep(ratio=0.75)),
-        Stage("decoder.1", UniformGrid(), Keep(ratio=0.5)),
-        Stage("decoder.2", Random(seed=5), Keep(ratio=0.375)),
-        Stage("decoder.3", CrossAttention(), QUARTER),
-    ),
-    "star": (STAR(keep=0.25),),
-    "inside-the-encoder": (
-        Stage("vision.0", SelfAttention(), Keep(ratio=0.75)),
-        Stage("vision.1", Random(), Keep(ratio=0.5)),
-        Stage("decoder.3", CrossAttention(), QUARTER),
-    ),
-}
-RECORDS = {"star-embedding": 2, "star": 2, "pyramid": 4, "inside-the-encoder": 3}
 NEEDS_ENCODER = {"star": NeedsError, "inside-the-encoder": SiteError}
 VIDEO = {
     "video": {"images": 0, "videos": 1},

@@ -205,16 +205,17 @@ def test_after_an_interrupted_generation(family: str, where: str, error: type[Ba
 
 @torch.no_grad()
 def test_a_failed_call_does_not_spoil_the_next() -> None:
-    """Inside one session: an exception in the middle of a prefill, then the same prefill again."""
+    """Inside one session: an exception in the middle of a prefill, then other calls, and the same prefill again."""
     model = subject("llava", "sdpa")
-    inputs = model.make_inputs()
+    inputs, others = model.make_inputs(), model.make_inputs(batch=2, images=2)
     with prune(model.model, *STAGES) as session:
-        expected = model.model(**inputs).logits
+        expected, tokens = model.model(**inputs).logits, generate(model.model, others, 2).sequences
         for where in FAILING:
             handle = model.model.get_submodule(where).register_forward_pre_hook(_boom)
             with pytest.raises(Boom):
                 model.model(**inputs)
             handle.remove()
+            assert torch.equal(generate(model.model, others, 2).sequences, tokens), where
         assert torch.equal(model.model(**inputs).logits, expected)
     kept: list[Tensor] = [record.kept for record in session.trace if record.site == "decoder.2"]
     assert torch.equal(kept[0], kept[-1])

@@ -1,0 +1,89 @@
+"""Families that prunekit knows nothing of: the general adapter finds their language model, and the invariants hold.
+
+Each is run with random tokens at the input, and with four stages down to the last layer.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from catalogue import PLANS, RECORDS, Family, build
+from invariants import FAR, LAYOUTS, assert_near, check_trace, generate, same_generation
+from oracle import Alive, masked
+
+from prunekit import prune
+from prunekit.adapter import ModelAdapter, adapter_for
+from prunekit.errors import NeedsError, UnsupportedInputError, UnsupportedModelError
+from prunekit.models.tiny.builders import tiny_random
+from prunekit.models.tiny.builders.common import IMAGE, VIDEO
+from prunekit.policies import STAR, FasterVLM
+
+IN_MODEL = {"decoder_layers": "model.layers"}
+UNKNOWN = [
+    Family("idefics2", encoder_layers="", decoder_layers="model.text_model.layers"),
+    Family("llama4", (("chunk", 512),), encoder_layers="", decoder_layers="language_model.model.layers"),
+    Family("gemma4_moe", encoder_layers=""),
+    Family("aria", encoder_layers=""),
+    Family("got_ocr2", encoder_layers=""),
+    Family("janus", encoder_layers=""),
+    Family("deepseek_vl_hybrid", encoder_layers=""),
+    Family("phi4_multimodal", encoder_layers="", **IN_MODEL),
+    Family("lighton_ocr", encoder_layers=""),
+    Family("fuyu", encoder_layers=""),
+    Family("chameleon", encoder_layers="", **IN_MODEL),
+    Family("emu3", encoder_layers="", decoder_layers="model.text_model.layers"),
+    Family("hunyuan_vl", encoder_layers=""),
+    Family("video_llama_3", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("ernie4_5_vl_moe", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("paddleocr_vl", encoder_layers=""),
+]
+
+
+@pytest.mark.parametrize("layout", ["padded", "ragged"])
+@pytest.mark.parametrize("policy", ["random-input", "pyramid"])
+@pytest.mark.parametrize("family", UNKNOWN, ids=lambda family: family.name)
+@torch.no_grad()
+def test_pruning_equals_masking(family: Family, policy: str, layout: str) -> None:
+    model = build(family, "sdpa")
+    assert type(adapter_for(model.model)) is ModelAdapter
+    inputs = model.make_inputs(**LAYOUTS[layout], seed=1)
+    with prune(model.model, *PLANS[policy]) as session:
+        logits = model.model(**inputs).logits
+        records = session.trace[:]
+        generated = generate(model.model, inputs, 4)
+    assert len(records) == RECORDS.get(policy, 1)
+    check_trace(records, inputs, model)
+    alive = Alive(records, inputs, family)
+    plain = model.dense(**inputs).logits
+    with masked(model.dense, alive, family):
+        expected, expected_generated = model.dense(**inputs).logits, generate(model.dense, inputs, 4)
+    final = alive.final()
+    assert_near(logits[final], expected[final], "prefill", 2e-5)
+    same_generation(generated, expected_generated, "generate", 2e-5)
+    assert (logits - plain)[:, -1].abs().max() > FAR
+
+
+@pytest.mark.parametrize("method", [STAR(), FasterVLM()], ids=lambda method: type(method).__name__)
+def test_what_it_cannot_offer_is_refused(method: STAR | FasterVLM) -> None:
+    model, _ = tiny_random("janus")
+    with pytest.raises(NeedsError, match=r"vision encoder.*no adapter.*JanusFor"):
+        prune(model, method)
+
+
+@pytest.mark.parametrize("family", ["lfm2_vl", "qwen3_5", "minicpmv4_6", "gemma3n", "gemma4", "mllama", "florence2"])
+def test_families_that_cannot_be_pruned(family: str) -> None:
+    model, _ = tiny_random(family)
+    with pytest.raises(UnsupportedModelError, match=rf"{type(model).__name__}.*cannot be pruned: "):
+        prune(model, *PLANS["random-input"])
+
+
+@pytest.mark.parametrize("family", ["blip_2", "instructblip"])
+@torch.no_grad()
+def test_a_generate_that_bypasses_the_forward(family: str) -> None:
+    model, make_inputs = tiny_random(family)
+    inputs = make_inputs()
+    with prune(model, *PLANS["random-input"]) as session:
+        model(**inputs)
+        assert session.trace
+        with pytest.raises(UnsupportedInputError, match=r"bypasses its forward"):
+            model.generate(**inputs, max_new_tokens=2)
