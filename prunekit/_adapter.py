@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit._language import LanguageModel
-from prunekit.errors import SiteError
+from prunekit.errors import SiteError, UnsupportedModelError, nearest
 from prunekit.patches import Encoded, squares
 from prunekit.plan import Site
 
@@ -66,22 +66,39 @@ class ModelAdapter(LanguageModel):
     @property
     def vision_tower(self) -> nn.Module | None:
         """The vision encoder, None where the adapter does not know it."""
-        return self.core.get_submodule(self.encoder) if self.encoder else None
+        return self._part(self.core, "encoder") if self.encoder else None
 
     @property
     def vision_layers(self) -> nn.ModuleList | None:
         """The layers of the vision encoder, in order."""
         tower = self.vision_tower
-        return None if tower is None else tower.get_submodule(self.encoder_layers)  # type: ignore[return-value]
+        return None if tower is None else self._part(tower, "encoder_layers")  # type: ignore[return-value]
 
     def vision_attention(self, layer: nn.Module) -> nn.Module:
         """The self-attention module of a layer of the encoder."""
-        return layer.get_submodule(self.encoder_attention)
+        return self._part(layer, "encoder_attention")
 
     @property
     def projector(self) -> nn.Module | None:
         """The module between vision encoder and language model."""
-        return self.core.get_submodule(self.connector) if self.connector else None
+        return self._part(self.core, "connector") if self.connector else None
+
+    def _part(self, root: nn.Module, field: str) -> nn.Module:
+        """The module at the path that is the value of a class attribute."""
+        path: str = getattr(self, field)
+        try:
+            return root.get_submodule(path)
+        except AttributeError:
+            near = nearest(path, (name for name, _ in root.named_modules() if name.count(".") == path.count(".")))
+            raise UnsupportedModelError(
+                f"{type(self).__name__}.{field} is {path!r}, but {type(root).__name__} has no such module.{near}"
+            ) from None
+
+    def check_paths(self) -> None:
+        """Raise `UnsupportedModelError` where a class attribute names no module of this model."""
+        for layer in self.vision_layers or ():
+            self.vision_attention(layer)
+        _ = self.projector
 
     @property
     def vision_depth(self) -> int:

@@ -42,10 +42,11 @@ class Sent:
     ids: Tensor | None
 
     @classmethod
-    def read(cls, image: Tensor, video: Tensor | None, mask: Tensor | None, ids: Tensor | None) -> Sent:
+    def read(cls, image: Tensor, video: Tensor | None, mask: Any, ids: Tensor | None) -> Sent:
         visual = image if video is None else image | video
         length = visual.shape[1]
-        tokens = torch.ones_like(visual) if mask is None or mask.ndim != 2 else mask[:, -length:].to(visual.device) != 0
+        told = isinstance(mask, Tensor) and mask.ndim == 2
+        tokens = mask[:, -length:].to(visual.device) != 0 if told else torch.ones_like(visual)
         visual = visual & tokens
         columns = torch.arange(length, device=visual.device)
         last = torch.where(visual, columns, -1).amax(1, keepdim=True)

@@ -29,13 +29,16 @@ def check_model(model: nn.Module, has_placeholders: bool) -> None:
         "it is an encoder-decoder model, whose visual tokens are no columns of a decoder": getattr(
             config, "is_encoder_decoder", False
         ),
-        "its configuration names no placeholder for images, so that it is no LVLM of this kind": not has_placeholders,
+        "its configuration names no placeholder for images, such as image_token_id, so that it has no visual tokens"
+        " among its text": not has_placeholders,
         "its decoder looks at images by cross-attention; they are no tokens in its sequence": bool(
             getattr(text, "cross_attention_layers", None)
         ),
         f"its decoder has layers of the kinds {', '.join(sorted(kinds))}, whose state mixes neighbouring tokens, so"
         " that dropping a token is not the same as not looking at it": bool(kinds),
-        "its decoder layers share keys and values with each other": bool(getattr(text, "num_kv_shared_layers", 0)),
+        "its last decoder layers use the keys and values of earlier ones, and so cannot hold fewer tokens": bool(
+            getattr(text, "num_kv_shared_layers", 0)
+        ),
     }
     for why, holds in reasons.items():
         if holds:

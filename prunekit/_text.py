@@ -34,7 +34,15 @@ from prunekit.trace import TraceRecord, cost_scope
 
 __all__ = ["TextSide"]
 
-PIXELS = ("pixel_values", "image_pixel_values", "image_patches", "image_embeds", "image_features", "image_hidden_states", "video_embeds")
+PIXELS = (
+    "pixel_values",
+    "image_pixel_values",
+    "image_patches",
+    "image_embeds",
+    "image_features",
+    "image_hidden_states",
+    "video_embeds",
+)
 
 
 class TextSide:

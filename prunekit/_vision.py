@@ -197,7 +197,10 @@ class VisionSide:
             run = self._run
             if run is None:
                 return
-            columns = torch.arange(run.prefix, key.shape[2], device=key.device).expand(key.shape[0], -1)
+            numbers = torch.arange(key.shape[2], device=key.device)
+            columns = numbers[run.prefix :].expand(key.shape[0], -1)
+            bounds = kwargs.get("cu_seq_lens_q")  # FlashAttention takes all images of a packed encoder in one call
+            segments = None if bounds is None else torch.bucketize(numbers, bounds[1:].to(key.device), right=True)
             for rows in wanted:
                 if isinstance(rows, Keys):
                     run.note(rows, layer, gather(key, columns, 2).transpose(-1, -2))
@@ -206,10 +209,10 @@ class VisionSide:
                 with cost_scope(f"scorer.vision.{layer}"):
                     seen = attention_rows(
                         module, query, key, mask, index, torch.ones_like(index, dtype=torch.bool), columns,
-                        scaling=scaling, mean=rows.reduce == "mean",
+                        scaling=scaling, mean=rows.reduce == "mean", segments=segments,
                     )  # fmt: skip
-                if run.packed and isinstance(mask, Tensor):
-                    seen = seen / _visible(mask)  # averaged over the rows of all images; only its own can look at it
+                if run.packed:
+                    seen = seen / _visible(mask, segments)  # averaged over the rows of all images; only its own look
                 run.note(rows, layer, seen)
 
         return observe
@@ -257,8 +260,12 @@ class VisionSide:
         run.keep(stage, selection, counts)
 
 
-def _visible(mask: Tensor) -> Tensor:
-    """The share of rows that may look at each column, [1, columns], from the mask of several images in one sequence."""
+def _visible(mask: Any, segments: Tensor | None) -> Tensor | float:
+    """The share of rows that may look at each column of several images in one sequence, [1, columns] or 1."""
+    if segments is not None:
+        return (segments[:, None] == segments).float().mean(0)[None]
+    if not isinstance(mask, Tensor):
+        return 1.0
     allowed = mask if mask.dtype == torch.bool else mask == 0
     return allowed[:, 0].float().mean(1)
 

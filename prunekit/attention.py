@@ -116,6 +116,7 @@ def attention_rows(
     scaling: float | None = None,
     softcap: float | None = None,
     mean: bool = True,
+    segments: Tensor | None = None,
 ) -> Tensor:
     """Attention of chosen query rows to chosen key columns, softmax over all keys, in float32.
 
@@ -126,6 +127,7 @@ def attention_rows(
         rows: query rows, [batch, rows]; `real` marks those that exist.
         columns: key columns, [batch, columns].
         mean: average over heads and real rows.
+        segments: numbers of the parts of the sequence that see only themselves, [keys] (images, under FlashAttention).
 
     Returns:
         [batch, columns] if `mean`, else [batch, heads, rows, columns] with rows that are not real set to 0.
@@ -142,6 +144,9 @@ def attention_rows(
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         logits = _masked(module, logits.float(), mask, index, offset)
+        if segments is not None:
+            apart = segments[index][:, None, :, None] != segments
+            logits = logits.masked_fill(apart, torch.finfo(logits.dtype).min)
         chunk = gather(logits.softmax(-1), columns, 3) * exists[:, None, :, None]
         parts.append(chunk.mean(1).sum(1) if mean else chunk)
     if not mean:

@@ -17,6 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prunekit import Keep, Needs, PruningPolicy, Rows, Selection, Stage, VisualTokens, prune
+from prunekit.attention import attention_rows
 from prunekit.policies import STAR
 
 SEEN: dict[str, VisualTokens] = {}
@@ -248,3 +249,17 @@ def test_a_users_own_attention_function(local: bool, monkeypatch: pytest.MonkeyP
         subject("llava", "sdpa").model(**inputs)
     for ours, theirs in zip(session.trace, plain.trace, strict=True):
         assert torch.equal(ours.kept, theirs.kept)
+
+
+def test_images_in_one_sequence_see_only_themselves() -> None:
+    """FlashAttention is handed bounds in place of a mask; the rows are those of the block-diagonal mask."""
+    generator = torch.Generator().manual_seed(3)
+    query, key = (torch.randn(1, 2, 9, 4, generator=generator) for _ in range(2))
+    bounds = torch.tensor([0, 4, 9])
+    segments = torch.bucketize(torch.arange(9), bounds[1:], right=True)
+    mask = (segments[:, None] == segments)[None, None]
+    rows = torch.arange(9)[None]
+    real = torch.ones_like(rows, dtype=torch.bool)
+    module = torch.nn.Identity()
+    expected = attention_rows(module, query, key, mask, rows, real, rows)
+    assert torch.equal(attention_rows(module, query, key, None, rows, real, rows, segments=segments), expected)
