@@ -11,6 +11,7 @@ with prune(model, STAR(keep=0.25)) as session:
 
 from importlib.metadata import PackageNotFoundError, version
 
+from prunekit.adapter import ModelAdapter, register_adapter
 from prunekit.keep import Keep
 from prunekit.plan import Method, Plan, Stage
 from prunekit.policy import PruningPolicy, ScoringPolicy
@@ -27,6 +28,7 @@ __all__ = [
     "Keep",
     "Keys",
     "Method",
+    "ModelAdapter",
     "Needs",
     "Plan",
     "PruningPolicy",
@@ -39,4 +41,5 @@ __all__ = [
     "VisualTokens",
     "__version__",
     "prune",
+    "register_adapter",
 ]

@@ -99,11 +99,14 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
     if name in broken:
         raise broken[name]
     if name in known:
-        return known[name](model)
+        adapter = known[name](model)
+        adapter.check_paths()
+        return adapter
     try:
         return ModelAdapter(model)
     except UnsupportedModelError as error:
-        hint = "" if hasattr(config, "vision_config") else nearest(name, known)  # a text model, loaded by mistake
+        text = hasattr(model, "lm_head") and not hasattr(config, "vision_config")
+        hint = nearest(name, known) if text else ""  # a text model may have been loaded by mistake
         raise UnsupportedModelError(
             f"{error} Decoder-only models whose images are tokens among their text can be pruned; by an adapter of"
             f" their own, supported are {', '.join(sorted(known))}.{hint}"

@@ -42,7 +42,7 @@ class SiteError(PrunekitError):
 
 
 class UnsupportedModelError(PrunekitError):
-    """A model that prunekit has no adapter for."""
+    """A model that cannot be pruned; the message says what it lacks."""
 
 
 class UnsupportedCacheError(PrunekitError):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING
 
 from prunekit.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from prunekit.adapter import ModelAdapter
 
 __all__ = ["KINDS", "entries"]
 
@@ -35,7 +39,24 @@ def _policies() -> list[tuple[str, str]]:
 def _models() -> list[tuple[str, str]]:
     from prunekit.adapter import supported_models
 
-    return [(name, _line(adapter)) for name, adapter in sorted(supported_models().items())]
+    families = [(name, _offers(name, adapter)) for name, adapter in sorted(supported_models().items())]
+    others = "may work, at input and decoder.<i>: models whose images are tokens among the text of a decoder"
+    return [*families, ("(others)", others)]
+
+
+def _offers(name: str, adapter: type[ModelAdapter]) -> str:
+    """Sites, what can be read of the encoder, and kinds of inputs, of the family's tiny random model."""
+    from prunekit.models.tiny.builders import BUILDERS, tiny_random
+
+    if name not in BUILDERS:
+        return f"by {adapter.__module__}.{adapter.__qualname__}"
+    model, make_inputs = tiny_random(name)
+    parts = adapter(model)
+    offers = ["vision.<i>, input, decoder.<i>" if parts.vision_sites else "input, decoder.<i>"]
+    if parts.vision_tower is not None:
+        offers.append("encoder attention, [CLS]" if parts.has_cls else "encoder attention")
+    offers.append("images, videos" if make_inputs.video is not None or parts.video_ids else "images")
+    return "; ".join(offers)
 
 
 def _tasks() -> list[tuple[str, str]]:

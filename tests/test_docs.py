@@ -10,7 +10,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -177,22 +179,43 @@ def test_policies_are_in_the_table() -> None:
     assert "{{ policies }}" in (ROOT / "docs/policies.md").read_text(encoding="utf-8")
 
 
+@cache
+def generated() -> Any:
+    """What the page of families is made of: it takes some seconds."""
+    return load("docs/hooks/families.py")
+
+
 def test_families_are_on_their_page() -> None:
     """Each has a row and a section; no example is given for a family that is none."""
-    generate = load("docs/hooks/generate.py")
     page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
-    assert all(f"{{{{ families {part} }}}}" in page for part in ("matrix", "others", "refused", "sections"))
-    table, sections = generate.families("matrix"), generate.families("sections")
+    assert all(f"{{{{ families {part} }}}}" in page for part in ("matrix", "others", "reasons", "refused", "sections"))
+    families = generated()
+    sections = families.sections()
     known = [name for adapter in ADAPTERS for name in adapter.model_types]
-    for adapter in ADAPTERS:
-        assert f"{{ #{adapter.model_types[0]} }}" in sections
-        assert all(f"| [`{name}`]" in table or f"<br>[`{name}`]" in table for name in adapter.model_types)
-    assert set(generate._families().RELEASED) <= set(known)
-    for model_type in ("janus", "aria"):
-        assert f"| `{model_type}` |" in generate.families("others")
-    assert re.search(
-        r"\| `mllama` \| .* \| Its decoder looks at images by cross-attention", generate.families("refused")
-    )
+    assert sorted(name for row in families.matrix() for name in re.findall(r"`(\w+)`", row[0])) == sorted(known)
+    assert all(f"{{ #{adapter.model_types[0]} }}" in sections for adapter in ADAPTERS)
+    assert set(families.RELEASED) <= set(known)
+    others = [row[0] for row in families.others()]
+    assert {"`aria`", "`janus`"} <= set(others)
+    assert any(reason.startswith("- `blip-2`, `generate`: ") for reason in families.reasons().splitlines())
+    reasons = {row[0]: row[-1] for row in families.refused()}
+    assert reasons["`mllama`"].startswith("Its decoder looks at images by cross-attention")
+    assert reasons["`florence2`"].startswith("It is an encoder-decoder model")
+    assert not {f"`{name}`" for name in known} & {*others, *reasons}
+
+
+def test_the_list_of_models_agrees_with_the_table() -> None:
+    from prunekit.listing import entries
+
+    matrix = generated().matrix()
+    rows = {name: row for row in matrix for name in re.findall(r"`(\w+)`", row[0])}
+    *listed, (last, _) = entries("models")
+    assert {name for name, _ in listed} == set(rows)
+    assert last == "(others)"
+    for name, offers in listed:
+        _, _, cls, encoder, _, _, video, _, inside, _ = rows[name]
+        assert ("[CLS]" in offers, "encoder attention" in offers) == (cls != "no", encoder != "no"), name
+        assert ("videos" in offers, "vision.<i>" in offers) == (video != "no", inside != "no"), name
 
 
 def test_unknown_parts_stop_the_build() -> None:

@@ -59,12 +59,22 @@ class Family:
         try:
             self.adapter = supported_models().get(self.model_type, ModelAdapter)(self.model)
         except UnsupportedModelError as error:
-            self.refused["the family"] = str(error).partition("cannot be pruned: ")[2]
+            why = str(error).partition("cannot be pruned: ")[2]
+            self.refused["the family"] = why[:1].upper() + why[1:]
 
     @cached_property
     def served(self) -> bool:
         """Whether the family can be pruned at all."""
         return self.adapter is not None and self.several != NO
+
+    @property
+    def name_and_parts(self) -> tuple[str, str]:
+        """Its type; what it consists of, in the words of its builder, with its form where forms of a type differ."""
+        module = importlib.import_module(f"prunekit.models.tiny.builders.{BUILDERS[self.name]}")
+        words = " ".join(inspect.cleandoc(module.__doc__ or "").partition("\n\n")[0].split())
+        form, colon, _ = (getattr(module, self.name).__doc__ or "").partition(":")
+        form = f" {form}." if colon and form.startswith("The ") else ""
+        return f"`{self.model_type}`", f"{words.partition('. ')[0].rstrip('.')}.{form}"
 
     @property
     def rest(self) -> str:
@@ -83,8 +93,6 @@ class Family:
                 self.refused.setdefault(what, str(error))
             return False
         return True
-
-    # --- the language model ------------------------------------------------------------------------------------------
 
     @cached_property
     def several(self) -> str:
@@ -125,18 +133,10 @@ class Family:
         return "1-D" if compact else "1-D, original only"
 
     @property
-    def general(self) -> list[str]:
-        """The cells of a family without an adapter."""
-        return [self.several, self.video, self.positions, self.rest]
-
-    @property
     def cells(self) -> list[str]:
         """The cells of a family with an adapter."""
         encoder = [self.cls, self.encoder or NO, self.patches or NO]
-        language_model = [self.several, self.video, self.positions]
-        return [*encoder, *language_model, self.inside, self.rest]
-
-    # --- the encoder -------------------------------------------------------------------------------------------------
+        return [*encoder, self.several, self.video, self.positions, self.inside, self.rest]
 
     @cached_property
     def cls(self) -> str:
@@ -173,7 +173,7 @@ class Family:
         if counts == {0, 1}:
             return "a patch; newlines have none"
         if len(counts) > 1:
-            return f"some patches{'' if 0 not in counts else ' or none'}"
+            return "some patches"
         groups = owns.nonzero()[:, 1].view(len(owns), -1)
         if counts == {1}:
             assert torch.equal(groups[:, 0], torch.arange(len(owns))), self.name
@@ -264,7 +264,7 @@ def sections() -> str:
         ]
         found = {what: why for name in adapter.model_types for what, why in family(name).refused.items()}
         lines = [f"- {what}: {why}" for what, why in found.items()]
-        lines += [f"- {line.strip().partition('Error: ')[2]}" for line in raises.splitlines() if "Error: " in line]
+        lines += [f"- a model, if {line.partition('Error: ')[2]}" for line in raises.splitlines() if "Error: " in line]
         if lines:
             parts.append("Refused:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
@@ -273,26 +273,25 @@ def sections() -> str:
 def others() -> list[list[str]]:
     """A row for each family without an adapter that the general one serves."""
     with quietly():
-        return [[f"`{each.model_type}`", _what(each.name), *each.general] for each in _without_adapter() if each.served]
+        found = [each for each in _without_adapter() if each.served]
+        return [[*each.name_and_parts, each.several, each.video, each.positions, each.rest] for each in found]
+
+
+def reasons() -> str:
+    """Why the families of `others` refuse what they refuse; the text of the page speaks of compact positions."""
+    others()  # tries everything
+    found = [(each, what, why) for each in _without_adapter() if each.served for what, why in each.refused.items()]
+    lines = [f"- `{each.model_type}`, {what}: {why}" for each, what, why in found if what != "compact positions"]
+    return "\n".join(lines)
 
 
 def refused() -> list[list[str]]:
     """A row for each family that is refused, with the reason from the error."""
     with quietly():
         found = [each for each in _without_adapter() if not each.served]
-    whys = [next(iter(each.refused.values())) for each in found]
-    rows = zip(found, whys, strict=True)
-    return [[f"`{each.model_type}`", _what(each.name), why[:1].upper() + why[1:]] for each, why in rows]
+    return [[*each.name_and_parts, next(iter(each.refused.values()))] for each in found]
 
 
 def _without_adapter() -> list[Family]:
     served = {name for adapter in ADAPTERS for name in adapter.model_types}
     return [family(name) for name in BUILDERS if name not in served]
-
-
-def _what(name: str) -> str:
-    """What a family consists of, in the words of its builder; with its form, where forms of a type differ."""
-    module = importlib.import_module(f"prunekit.models.tiny.builders.{BUILDERS[name]}")
-    words = " ".join(inspect.cleandoc(module.__doc__ or "").partition("\n\n")[0].split())
-    form, colon, _ = (getattr(module, name).__doc__ or "").partition(":")
-    return f"{words.partition('. ')[0].rstrip('.')}.{f' {form}.' if colon and form.startswith('The ') else ''}"

@@ -96,8 +96,8 @@ def _reads(needs: Iterable[Any]) -> str:
 def families(part: str = "matrix") -> str:
     """The families of models: a part of `families.py`, which prunes a tiny random model of each."""
     found = _families()
-    if part == "sections":
-        return str(found.sections())
+    if part not in HEADS:
+        return str(getattr(found, part)())
     return table(HEADS[part], getattr(found, part)())
 
 

@@ -62,8 +62,8 @@ def plan_cells(experiment: Experiment, facts: ModelFacts, images: int) -> list[C
     """
     if facts.tokens_per_image is None and experiment.budgets:
         raise BudgetError(
-            f"budgets: the number of visual tokens of {facts.name} depends on the image, so that methods cannot be matched"
-            " in advance; leave budgets out and give every method its own `keep`."
+            f"budgets: the number of visual tokens of {facts.name} depends on the image, so that methods cannot be"
+            " matched in advance; leave budgets out and give every method its own `keep`."
         )
     visual = (facts.tokens_per_image or 0) * images
     cells = [Cell(DENSE, None, ())]
