@@ -66,6 +66,7 @@ class Call:
         batch: rows.
         length: columns that the caller sent.
         base: columns that were sent before and are in the cache.
+        holes: whether some layer's cache holds padding.
         cache: the KV cache, or None.
         positions: original position ids of the sent columns, [batch or 1, length] (of M-RoPE, the text's).
         sent: what the caller sent, None for a call without images.
@@ -82,6 +83,7 @@ class Call:
     batch: int
     length: int
     base: int
+    holes: bool
     cache: Any
     positions: Tensor
     sent: Sent | None

@@ -32,11 +32,11 @@ class Decoder:
 
     def cut(self, call: Call, layer: int, hidden: Tensor, args: tuple[Any, ...], kwargs: Any) -> Arguments | None:
         """The arguments after `hidden` that a layer is given instead; None: nothing differs."""
+        if call.left is None and not self.compact and not call.holes and kwargs.get("attention_mask") is None:
+            return None  # decoding mostly ends here: keep it short
         own = self._cache(call, layer, kwargs.get("past_key_values"))
-        if call.left is None and (own is None or self._plain(own, kwargs)):  # decoding mostly ends here: keep it short
-            if own is not None:
-                own.expect(call.length, call.length, False, None)
-            return None
+        if call.left is None and (own is None or (own.columns is None and own.shift is None)):
+            return None  # the layer holds everything
         columns, shift = (None, None) if own is None else (own.columns, own.shift)
         mask = kwargs.get("attention_mask")
         changed = {"attention_mask": call.once("mask", mask, columns, lambda mask: self._mask(call, own, mask, hidden))}
@@ -50,9 +50,9 @@ class Decoder:
             positions = call.once("compact", call.positions, shift, lambda _: self._compacted(call, own))
             tables = call.once("rotary", positions, None, lambda numbers: self.adapter.rotary(hidden, numbers))
             changed |= {"position_ids": positions, "position_embeddings": tables}
-        if own is not None:
-            moved = call.dropped(hidden.device) if self.compact and call.left is not None else None
-            own.expect(call.length if call.left is None else call.left, call.length, call.padded, moved)
+        if own is not None and call.left is not None:
+            moved = call.dropped(hidden.device) if self.compact else None
+            own.expect(call.left, call.length, call.padded, moved)
         return args, kwargs | changed
 
     def restore(self, call: Call, output: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class Decoder:
         """The layer's cache if it is a pruned one, or has to become one now."""
         own = cache_layer(cache, layer)
         if cache is not None and call.left is not None:
-            own = pruned_layer(cache, layer)
+            own, call.cache = pruned_layer(cache, layer), cache  # the model may have made the cache only now
         if not isinstance(own, PrunedLayer):
             return None
         if own.seen != call.base:
@@ -79,11 +79,6 @@ class Decoder:
                 " left instead of those that were sent; load the model with attn_implementation='sdpa'."
             )
         return own
-
-    def _plain(self, own: PrunedLayer, kwargs: dict[str, Any]) -> bool:
-        """Whether new tokens need nothing cut: no mask, no padding, positions as they are."""
-        nothing_dropped = own.columns is None and not own.padded
-        return (kwargs.get("attention_mask") is None or nothing_dropped) and not own.padded and not self.compact
 
     # --- masks -------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,11 @@ class Stages:
         self.plan, self.layers, self.select, self.record = plan, layers, select, record
         self.by_layer = {stage.where.index: stage for stage in plan.stages if stage.where.part > 0}
 
+    @property
+    def first(self) -> int:
+        """The first decoder layer that may hold fewer tokens; 0 with stages before the language model."""
+        return min(stage.where.index if stage.where.part == 2 else 0 for stage in self.plan.stages)
+
     def check(self, call: Call) -> None:
         """Raise `BudgetError` where the plan is impossible for a row of this call."""
         assert call.sent is not None

@@ -26,7 +26,7 @@ from prunekit._stages import Stages
 from prunekit._vision import VisionSide
 from prunekit.attention import attention_rows, tap
 from prunekit.cache import PrunedLayer, cache_layer, set_running
-from prunekit.errors import PruningWarning, UnsupportedInputError, UnsupportedModelError
+from prunekit.errors import PruningWarning, UnsupportedCacheError, UnsupportedInputError, UnsupportedModelError
 from prunekit.patches import Encoded, Image
 from prunekit.sequence import Sequence, first_columns, gather
 from prunekit.tokens import Keys, Rows
@@ -64,9 +64,11 @@ class TextSide:
         adapter, layers = self.adapter, self.adapter.decoder_layers
         handles: list[Any] = [
             adapter.core.register_forward_pre_hook(self._core, with_kwargs=True),
+            adapter.core.register_forward_hook(self._done, always_call=True),
             adapter.text_model.register_forward_pre_hook(self._enter, with_kwargs=True),
         ]
-        for index, layer in enumerate(layers):
+        for index in range(self.stages.first, len(layers)):  # layers before the first stage are as they are
+            layer = layers[index]
             handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
             if adapter.full_length_after(index):
                 handles.append(layer.register_forward_hook(self._after(index), prepend=True))
@@ -99,6 +101,10 @@ class TextSide:
             for each in self.vision.encoded.values():
                 self._check_counts(each)
         return (), kwargs
+
+    def _done(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forget what was sent; the core may have failed before the language model took it."""
+        self.sent, self.entered = None, False
 
     def _read(self, kwargs: dict[str, Any]) -> Sent | None:
         ids, embeds, adapter = kwargs.get("input_ids"), kwargs.get("inputs_embeds"), self.adapter
@@ -136,7 +142,12 @@ class TextSide:
         columns = embeds if embeds is not None else kwargs.get("input_ids", args[0] if args else None)
         if columns is None:
             return
-        set_running(cache, True)
+        holes = set_running(cache, True)
+        if cache is not None and any(isinstance(layer, PrunedLayer) for layer in cache.layers[: self.stages.first]):
+            raise UnsupportedCacheError(
+                f"This KV cache was pruned before decoder layer {self.stages.first}, where the stages of this session"
+                " begin: go on with it in a session with the stages that filled it."
+            )
         base = cache.get_seq_length() if cache is not None else 0
         batch, length = columns.shape[:2]
         mask = kwargs.get("attention_mask")
@@ -148,7 +159,7 @@ class TextSide:
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(base, base + length, device=columns.device)[None]
-        call = self.call = Call(batch, length, base, cache, positions, self.sent)
+        call = self.call = Call(batch, length, base, holes, cache, positions, self.sent)
         self.sent = None
         if call.sent is None:
             if not base and not entered and embeds is not None:

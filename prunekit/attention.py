@@ -31,7 +31,7 @@ _CHUNK = 128  # rows computed at a time: memory grows with rows x keys of a chun
 
 
 def tap(module: nn.Module, observer: Observer) -> list[Any]:
-    """Show every attention call of `module` to `observer`; returns the hook handles that end it."""
+    """Show every attention call of `module` to `observer`; returns handles whose `remove()` ends it."""
 
     def enter(module: nn.Module, args: Any) -> None:
         _Switch.open(module, observer)
@@ -39,7 +39,18 @@ def tap(module: nn.Module, observer: Observer) -> list[Any]:
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         _Switch.close(module)
 
-    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    return [*handles, _Closing(module)]
+
+
+class _Closing:
+    """Ends what an interrupted call left open: torch runs no hooks after a KeyboardInterrupt."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def remove(self) -> None:
+        _Switch.close(self.module)
 
 
 class _Switch:

@@ -32,7 +32,7 @@ class PrunedLayer(DynamicLayer):
         running: whether the model is at work, and is to be told of `seen` columns instead of the keys that are held.
         padded: whether any of `columns` is padding (a host flag, so that decoding need not look).
         shift: how far compacted positions have moved, [batch, 1], or None.
-        pending: what the next `update` brings: columns [batch, new] of the call, or a plain number of new tokens.
+        pending: columns of the call that the next `update` brings, [batch, new]; None: plain new tokens.
     """
 
     _layer_type = None
@@ -45,7 +45,7 @@ class PrunedLayer(DynamicLayer):
         self.columns: Tensor | None = None
         self.padded = False
         self.shift: Tensor | None = None
-        self.pending: Tensor | int | None = None
+        self.pending: Tensor | None = None
         self.running = False
         held = super().get_seq_length()
         self.seen = held if layer is None else layer.get_seq_length()  # more where a window has forgotten the first
@@ -71,8 +71,8 @@ class PrunedLayer(DynamicLayer):
         rows = max(part.shape[0] for part in parts)
         return parts[0] if len(parts) == 1 else torch.cat([part.expand(rows, -1) for part in parts], dim=1)
 
-    def expect(self, new: Tensor | int, length: int, padded: bool, moved: Tensor | None) -> None:
-        """Announce what the next `update` brings: `length` columns, of which `new` are cached.
+    def expect(self, new: Tensor, length: int, padded: bool, moved: Tensor | None) -> None:
+        """Announce what the next `update` brings: of `length` columns those that are cached, [batch, new].
 
         Args:
             padded: whether `new` holds padding.
@@ -84,18 +84,18 @@ class PrunedLayer(DynamicLayer):
             self.shift = moved if self.shift is None else self.shift + moved
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.pending is None:
+        if not self.running:
             raise UnsupportedCacheError(
                 "This KV cache was pruned inside a prune(...) session, and now a model outside of one goes on with"
-                " it (or runs a layer twice). Continue inside a session with the same stages, or start with a new"
-                " cache."
+                " it. Continue inside a session with the same stages, or start with a new cache."
             )
-        if isinstance(self.pending, int):
-            self.tail += self.pending
+        if self.pending is None:  # nothing was announced: plain new tokens
+            self.tail += int(key_states.shape[-2])
+            self.seen += int(key_states.shape[-2])
         else:
             self.columns, self.tail = self.cut(self.pending, key_states.device), 0
-        self.seen += self._length
-        self.pending = None
+            self.seen += self._length
+            self.pending = None
         return super().update(key_states, value_states, *args, **kwargs)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:  # beam search brings int32
@@ -139,15 +139,25 @@ def cache_layer(cache: Cache | None, index: int) -> Any:
     return cache.layers[index] if cache is not None and index < len(cache.layers) else None
 
 
-def set_running(cache: Cache | None, running: bool) -> None:
-    """Tell all pruned layers of a cache whether the model is at work."""
-    for layer in cache.layers if cache is not None else ():
-        if isinstance(layer, PrunedLayer):
-            layer.running = running
+def set_running(cache: Cache | None, running: bool) -> bool:
+    """Tell all pruned layers of a cache whether the model is at work; returns whether any of them holds padding.
+
+    Raises:
+        UnsupportedCacheError: the layers have not seen the same columns.
+    """
+    pruned = [layer for layer in cache.layers if isinstance(layer, PrunedLayer)] if cache is not None else []
+    for layer in pruned:
+        layer.running = running
+        if running and layer.seen != pruned[0].seen:
+            raise UnsupportedCacheError(
+                f"A layer of this KV cache has seen {layer.seen} tokens and another one {pruned[0].seen}: it was not"
+                " filled by the same stages from the start."
+            )
+    return any(layer.padded for layer in pruned)
 
 
 def pruned_layer(cache: Cache, index: int) -> PrunedLayer:
-    """Make layer `index` of a cache a `PrunedLayer`, in place, and return it.
+    """Make layer `index` of a cache a `PrunedLayer`, in place, while the model runs, and return it.
 
     Raises:
         UnsupportedCacheError: the cache is static, quantised or of another kind whose layers cannot differ in length.
@@ -164,4 +174,5 @@ def pruned_layer(cache: Cache, index: int) -> PrunedLayer:
             " Use transformers.DynamicCache (the default of generate)."
         )
     cache.layers[index] = pruned = PrunedLayer(layer)
+    pruned.running = True
     return pruned
