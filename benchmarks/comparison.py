@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 import torch
 from prompts import PLANS, Prompt, plan, sizes_of
-from timing import Times, measure, paired, peak_memory
+from timing import Times, measure, paired, peak_memory, timed
 from variants import Dense, Front, Ideal, Pruned, Usual, Variant
+
+from prunekit import Keep, Method, Needs, PruningPolicy, Selection, Stage, VisualTokens
+from prunekit.plan import Plan
 
 __all__ = ["RATIOS", "compared", "described", "family", "head_outputs"]
 
@@ -50,6 +54,7 @@ def family(name: str, options: argparse.Namespace) -> dict[str, Any]:
             short: described(way, times, memory) for way, short in own.items() if short not in ("dense", "front")
         }
         found["ratios"] = compared((prefill, decode))
+        found["scoring_ms"] = scoring_ms(prompt, plan(each, options.keep, prompt.images, prompt.adapter.depth), options)
     shape = {"hidden": options.hidden, "layers": prompt.adapter.depth, "prompt": prompt.length, "visual": prompt.images}
     shape["parameters"] = sum(weight.numel() for weight in prompt.model.parameters())
     return {"shape": shape} | {way: described(way, times, memory) for way in ("dense", "front")} | {"plans": plans}
@@ -78,6 +83,37 @@ def variants(prompt: Prompt, name: str, pruned: Pruned) -> tuple[dict[str, Varia
         else:
             left_out[way] = f"its logits differ from those of the pruned model by {gap:.1e}"
     return made, left_out
+
+
+@dataclass(frozen=True)
+class Clocked(PruningPolicy):
+    """A policy that notes the seconds it takes to select."""
+
+    policy: PruningPolicy
+    options: argparse.Namespace
+    seconds: list[float]
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        return self.policy.needs
+
+    def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
+        selections: list[Selection] = []
+        self.seconds.append(timed(self.options, lambda: selections.append(self.policy.select(tokens, keep))))
+        return selections[0]
+
+
+def scoring_ms(prompt: Prompt, items: tuple[Stage | Method, ...], options: argparse.Namespace) -> float:
+    """Median milliseconds of a prefill in which policies score and select, in runs of their own."""
+    stages = Plan.of(items, prompt.adapter.depth).stages
+    taken: list[float] = []
+    way = Pruned(prompt, tuple(replace(each, policy=Clocked(each.policy, options, taken)) for each in stages))
+    with way.ready():
+        for _ in range(4):
+            way.prefill()
+    way.cache = None
+    runs = [sum(taken[start : start + len(stages)]) for start in range(len(stages), len(taken), len(stages))]
+    return 1000 * median(runs)
 
 
 def head_outputs(way: Variant) -> torch.Tensor:

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from comparison import RATIOS, family
-from prompts import NO_CACHE, families
+from prompts import families, why_not
 from rich.console import Console
 from rich.table import Table
 from scaling import scaling
@@ -36,6 +36,7 @@ UNITS = {
     "prefill_ms": "median milliseconds of a prefill",
     "decode_ms_per_token": "median milliseconds of a token decoded",
     "peak_memory": "bytes of tensors that a prefill holds at most, KV cache included, weights not",
+    "scoring_ms": "median milliseconds of a prefill in which policies score and select, measured by itself",
     "ratios": "median of the ratios of runs next to each other; low and high: 95 % bootstrap interval of the median",
 }
 
@@ -144,8 +145,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep", type=int, default=64, help="visual tokens that stay in the end")
     parser.add_argument("--text", type=int, default=64, help="words of the prompt")
     parser.add_argument("--hidden", type=int, default=768, help="width, a multiple of 64")
-    parser.add_argument("--layers", type=int, default=10, help="decoder layers, at least 6")
-    parser.add_argument("--repeats", type=int, default=8, help="runs of each way")
+    parser.add_argument("--layers", type=int, default=8, help="decoder layers, at least 6")
+    parser.add_argument("--repeats", type=int, default=7, help="runs of each way")
     parser.add_argument("--tokens", type=int, default=4, help="tokens decoded after each prefill")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
@@ -157,15 +158,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick:
         vars(options).update(QUICK)
-    known = families()
     for name in options.family or ():
-        if name not in known:
-            why = " (its forward hands out no KV cache)" if name in NO_CACHE else ""
-            parser.error(f"--family {name}{why}: allowed are {', '.join(known)}")
+        if (why := why_not(name)) is not None:
+            parser.error(f"--family {name}: {why}")
+    if options.layers < 6 or options.hidden % 64:
+        parser.error(f"--layers {options.layers} --hidden {options.hidden}: at least 6 layers, a multiple of 64 wide")
     if options.scaling is None:
         options.scaling = options.family is None
     if options.family is None:
-        options.family = list(known)
+        options.family = list(families())
     return options
 
 

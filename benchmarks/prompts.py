@@ -17,7 +17,7 @@ from prunekit.models.tiny.builders import BUILDERS, tiny_random
 from prunekit.models.tiny.builders.common import IMAGE
 from prunekit.policies import STAR, CrossAttention, SelfAttention
 
-__all__ = ["PLANS", "Prompt", "families", "plan", "sizes_of"]
+__all__ = ["PLANS", "Prompt", "families", "plan", "sizes_of", "why_not"]
 
 TOKEN = 17
 """Id of the word that is decoded again and again."""
@@ -37,15 +37,20 @@ NO_CACHE = {"blip_2", "instructblip"}
 
 def families() -> tuple[str, ...]:
     """Families that can be pruned and measured, in alphabetical order."""
-    return tuple(name for name in sorted(BUILDERS) if name not in NO_CACHE and _fits(name))
+    return tuple(name for name in sorted(BUILDERS) if why_not(name) is None)
 
 
-def _fits(name: str) -> bool:
+def why_not(name: str) -> str | None:
+    """Why a family cannot be measured; None if it can."""
+    if name not in BUILDERS:
+        return f"no such family; there are {', '.join(BUILDERS)}"
+    if name in NO_CACHE:
+        return "its forward hands out no KV cache"
     try:
         adapter_for(tiny_random(name)[0])
-    except UnsupportedModelError:
-        return False
-    return True
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
 
 
 def sizes_of(family: str, side: int, hidden: int, layers: int) -> dict[str, Any]:
@@ -66,9 +71,9 @@ def even_out(model: nn.Module) -> None:
     """Scale all matrices so that they hand on what they are given at its size: signals neither die out nor explode."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim > 1 and "norm" not in name:
+            if weight.ndim > 1 and weight.numel() > 1 and "norm" not in name:
                 inputs = weight.shape[-1] if weight.ndim == 3 else weight[0].numel()
-                weight.mul_(inputs**-0.5 / weight.std())
+                weight.mul_(inputs**-0.5 / weight.std().clamp(min=1e-6))
 
 
 PLANS = ("input", "decoder", "star", "pyramid")
@@ -115,7 +120,9 @@ class Prompt:
     ) -> None:
         model, make_inputs = tiny_random(family, seed=0, **sizes)
         even_out(model)
-        self.model: Any = model.to(device=device, dtype=dtype)
+        self.model: Any = model.to(device)
+        for weight in model.parameters():  # tables of positions stay as they are: some are complex
+            weight.data = weight.data.to(dtype)
         self.adapter = adapter_for(model)
         self.attention: str = self.adapter.text_model.config._attn_implementation  # type: ignore[union-attr]
         inputs: dict[str, Any] = {}

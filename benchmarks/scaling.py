@@ -39,7 +39,7 @@ def timed(images: int, hidden: int, layers: int, options: argparse.Namespace) ->
     ways: dict[str, Variant] = {"dense": Dense(prompt), "front": Front(prompt), "pruned": pruned}
     ways |= {"ideal": Ideal(prompt, kept), "usual": Usual(prompt, kept)}
     memory = {name: peak_memory(way, options.device) for name, way in ways.items()}
-    fewer = argparse.Namespace(**vars(options) | {"repeats": min(options.repeats, 6)})
+    fewer = argparse.Namespace(**vars(options) | {"repeats": min(options.repeats, 5)})
     times = measure(ways, fewer)
     found = {name: described(name, times, memory) for name in ways}
     return {"visual": prompt.images, "hidden": hidden, "layers": layers, "ways": found, "ratios": compared(times)}

@@ -24,7 +24,7 @@ import torch
 from prompts import Prompt
 from recording import Arguments, Recording, stopping
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, DynamicLayer
 
 from prunekit import Method, Session, Stage, prune
 
@@ -138,15 +138,16 @@ class Ideal(Variant):
         self.places: dict[int, Tensor] = {}  # where the columns that stay are among those left before
         self.handed: list[Arguments] = list(self.recording.prompt)
         self.added: list[Tensor | None] = list(self.recording.added)
-        self.tokens: list[list[Arguments]] = [[] for _ in range(prompt.steps)]
+        self.tokens: list[list[Arguments]] = [list(step) for step in self.recording.steps]
+        self.first = min(kept)
         once: dict[Any, Any] = {}
-        for index in range(len(self.layers)):
+        for index in range(self.first, len(self.layers)):
             if index in kept:
                 before, columns = columns, prompt.columns(kept[index])
                 self.places[index] = torch.searchsorted(before, columns)
                 self.cut(index, columns)
             for step, handed in enumerate(self.tokens):
-                handed.append(self.recording.cut_step(step, index, columns, once))
+                handed[index] = self.recording.cut_step(step, index, columns, once)
 
     def cut(self, stage: int, columns: Tensor) -> None:
         """Cut what the layers from `stage` on are handed to these columns of the prompt."""
@@ -162,11 +163,18 @@ class Ideal(Variant):
             yield
 
     def prefill(self) -> Tensor:
-        self.cache, self.taken = DynamicCache(), 0
+        self.cache, self.taken = self.new_cache(), 0
         hidden = self.front(partial(self.model, **self.prompt.sent, use_cache=True))
         for index, layer in enumerate(self.layers):
             hidden = self.layer(index, layer, hidden)
         return self.logits(hidden[:, -1:])
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache, in which layers that hold a part of the columns forget none of them."""
+        cache = DynamicCache(config=self.adapter.text_model.config)
+        for index in range(self.first, len(self.layers)):
+            cache.layers[index] = DynamicLayer()
+        return cache
 
     def layer(self, index: int, layer: Any, hidden: Tensor) -> Tensor:
         """Run one layer on what is left before it."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from prunekit._align import Layers, align, pick, pick_keys, spread, take
-from prunekit._call import Call, merge
+from prunekit._call import Call, Sent, merge
 from prunekit._replay import Replay
 from prunekit._vision import Select, VisionSide
+from prunekit.errors import UnsupportedInputError
 from prunekit.plan import Plan
 from prunekit.sequence import first_columns, gather
 from prunekit.tokens import Selection, VisualTokens
@@ -37,6 +38,34 @@ class Stages:
         for count in sorted(set(call.sent.counts)):
             if count:
                 self.plan.check(count)
+
+    def leave_out(self, call: Call, sent: Sent, vision: VisionSide) -> None:
+        """Drop at the input what stages inside the vision encoder dropped."""
+        inside = [stage for stage in self.plan.stages if stage.where.part == 0]
+        for number, stage in enumerate(inside):
+            pruned, encoded = vision.dropped(number), vision.encoded
+            if call.numbers is None:
+                raise UnsupportedInputError(
+                    f"Stage({stage.site!r}): which images belong to which row cannot be told (images and videos in one"
+                    " row); place the stage at 'input'."
+                )
+            several = max(map(len, call.numbers)) > 1
+            if several and stage.keep is not None and stage.keep.tokens is not None and stage.keep.per == "sample":
+                raise UnsupportedInputError(
+                    f"Stage({stage.site!r}) keeps {stage.keep}, but a sample has several images; inside the vision"
+                    " encoder images are pruned one by one: use Keep(ratio=...) or Keep(..., per='image')."
+                )
+            alive = tuple(tuple(pruned.counts[image] for image in row) for row in call.numbers)
+            counts = tuple(map(sum, alive))
+            kept, real = first_columns(align(pruned.flags, sent, encoded) > 0, max(counts))
+            kept = kept.masked_fill(~real, -1)
+            if not call.replay:
+                scores = pruned.scores
+                aligned = None if scores is None else align(scores, sent, encoded, torch.nan)
+                self.record(TraceRecord(stage.site, kept, aligned, sent.counts))
+            if number == len(inside) - 1 and counts != sent.counts:
+                call.keep(kept, counts)
+                call.restored, call.alive = True, alive  # layer 0 is handed all columns
 
     def run(self, call: Call, layer: int, hidden: Tensor, vision: VisionSide, replay: Replay) -> Tensor:
         """Run the stage before `layer` on the states of the columns that are left; returns those of the kept ones."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit._adapter import ModelAdapter
-from prunekit._align import Layers, align, images_of, spread
+from prunekit._align import Layers, images_of, spread
 from prunekit._call import Call, Sent, text_rows
 from prunekit._decoder import Decoder
 from prunekit._replay import Replay
@@ -28,9 +28,9 @@ from prunekit.attention import attention_rows, tap
 from prunekit.cache import PrunedLayer, cache_layer, set_running
 from prunekit.errors import PruningWarning, UnsupportedCacheError, UnsupportedInputError, UnsupportedModelError
 from prunekit.patches import Encoded, Image
-from prunekit.sequence import Sequence, first_columns, gather
+from prunekit.sequence import Sequence, gather
 from prunekit.tokens import Keys, Rows
-from prunekit.trace import TraceRecord, cost_scope
+from prunekit.trace import cost_scope
 
 __all__ = ["TextSide"]
 
@@ -192,35 +192,7 @@ class TextSide:
             columns, valid = call.sequence.visual_columns()
             call.replay = self.replay.begins(sent.ids, gather(embeds, columns) * valid[..., None])
         call.memory = dict(self.vision.memory)
-        self._leave_out(call, sent)
-
-    def _leave_out(self, call: Call, sent: Sent) -> None:
-        """Drop at the input what stages inside the vision encoder dropped."""
-        inside = [stage for stage in self.stages.plan.stages if stage.where.part == 0]
-        for number, stage in enumerate(inside):
-            pruned, encoded = self.vision.dropped(number), self.vision.encoded
-            if call.numbers is None:
-                raise UnsupportedInputError(
-                    f"Stage({stage.site!r}): which images belong to which row cannot be told (images and videos in one"
-                    " row); place the stage at 'input'."
-                )
-            several = max(map(len, call.numbers)) > 1
-            if several and stage.keep is not None and stage.keep.tokens is not None and stage.keep.per == "sample":
-                raise UnsupportedInputError(
-                    f"Stage({stage.site!r}) keeps {stage.keep}, but a sample has several images; inside the vision"
-                    " encoder images are pruned one by one: use Keep(ratio=...) or Keep(..., per='image')."
-                )
-            alive = tuple(tuple(pruned.counts[image] for image in row) for row in call.numbers)
-            counts = tuple(map(sum, alive))
-            kept, real = first_columns(align(pruned.flags, sent, encoded) > 0, max(counts))
-            kept = kept.masked_fill(~real, -1)
-            if not call.replay:
-                scores = pruned.scores
-                aligned = None if scores is None else align(scores, sent, encoded, torch.nan)
-                self.stages.record(TraceRecord(stage.site, kept, aligned, sent.counts))
-            if number == len(inside) - 1 and counts != sent.counts:
-                call.keep(kept, counts)
-                call.restored, call.alive = True, alive  # layer 0 is handed all columns
+        self.stages.leave_out(call, sent, self.vision)
 
     # --- decoder layers ----------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit import Keep, Stage, _vision, prune
 from prunekit.models import llava_next
-from prunekit.policies import STAR, CrossAttention, Random, SelfAttention, UniformGrid, uniform_grid
+from prunekit.policies import STAR, CrossAttention, Random, SelfAttention, uniform_grid
 
 HALF = Keep(ratio=0.5)
 
@@ -121,8 +121,10 @@ PACKED = {"_adapter.py:packed_tokens"}
 GRIDS = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe"), PACKED)
 """Where they are read besides, for pruning inside an encoder that runs on all images in one sequence."""
 PLANS: dict[str, Items] = {
-    "decoder": (Stage("input", Random(), HALF), Stage("decoder.2", CrossAttention(), Keep(ratio=0.25))),
-    "per-image": (Stage("decoder.1", UniformGrid(), Keep(ratio=0.5, per="image")),),
+    "decoder": (
+        Stage("input", Random(), Keep(ratio=0.5, per="image")),
+        Stage("decoder.2", CrossAttention(), Keep(ratio=0.25)),
+    ),
     "attention": (STAR(keep=0.25),),
     "inside": (Stage("vision.0", SelfAttention(), HALF),),
 }
