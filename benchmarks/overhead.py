@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     if options.threads:
         torch.set_num_threads(options.threads)
     start = time.perf_counter()
-    result: dict[str, Any] = {"families": {}, "left_out": {}} | provenance(options)
+    result: dict[str, Any] = {"families": {}, "left_out": {}, "ranges": {}} | provenance(options)
     for name in options.family:
         try:
             with torch.inference_mode():
@@ -95,7 +95,7 @@ def provenance(options: argparse.Namespace) -> dict[str, Any]:
     if options.device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name(options.device)
     return {
-        "config": vars(options) | {"output": None if options.output is None else str(options.output)},
+        "config": {name: value for name, value in vars(options).items() if name != "output"},
         "hardware": found,
         "threads": torch.get_num_threads(),
         "units": UNITS,
@@ -134,7 +134,7 @@ def write(result: dict[str, Any], output: Path | None) -> None:
     """Write the JSON, if it is asked for."""
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -146,7 +146,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--text", type=int, default=64, help="words of the prompt")
     parser.add_argument("--hidden", type=int, default=768, help="width, a multiple of 64")
     parser.add_argument("--layers", type=int, default=8, help="decoder layers, at least 6")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each way")
+    parser.add_argument("--repeats", type=int, default=6, help="runs of each way")
     parser.add_argument("--tokens", type=int, default=4, help="tokens decoded after each prefill")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))

@@ -60,11 +60,11 @@ def sizes_of(family: str, side: int, hidden: int, layers: int) -> dict[str, Any]
     sizes |= {"key_heads": heads // 4 if heads % 4 == 0 and heads > 4 else heads // 2, "vision_hidden": 32}
     sizes |= {"intermediate": hidden * (2 if family in EXPERTS else 4) // 3 // 8 * 16, "vision_layers": 3}
     if family == "llava":
-        return sizes | {"image_size": 4 * side, "patch_size": 4}
+        return sizes | {"image_size": 4 * side, "patch_size": 4, "key_heads": heads}
     sizes["side"] = side * 2 // 3 if family in MANY else side
     if family in WINDOWS:
         sizes["window"] = WINDOW * side**2 // 24**2
-    return sizes | ({"chunk": 8192} if family == "llama4" else {})
+    return sizes | {"llama4": {"chunk": 8192}, "phi4_multimodal": {"vision_layers": 1}}.get(family, {})
 
 
 def even_out(model: nn.Module) -> None:

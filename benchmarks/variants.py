@@ -43,7 +43,8 @@ class Variant(ABC):
     @contextmanager
     def ready(self) -> Iterator[None]:
         """What a caller does once for many prompts; not timed."""
-        self.adapter.text_model.set_attn_implementation(self.attention or self.prompt.attention)  # type: ignore[operator]
+        text_model: Any = self.adapter.text_model
+        text_model.set_attn_implementation({"": self.attention or self.prompt.attention})  # not of an encoder inside it
         yield
 
     @abstractmethod

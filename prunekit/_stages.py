@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Stages:
         self.plan, self.layers, self.select, self.record = plan, layers, select, record
         self.by_layer = {stage.where.index: stage for stage in plan.stages if stage.where.part > 0}
 
-    @property
+    @cached_property
     def first(self) -> int:
         """The first decoder layer that may hold fewer tokens; 0 with stages before the language model."""
         return min(stage.where.index if stage.where.part == 2 else 0 for stage in self.plan.stages)

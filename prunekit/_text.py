@@ -77,7 +77,8 @@ class TextSide:
             if not rows.of_vision:
                 taps.setdefault(layer_index, set()).add(rows)
         for layer_index, wanted in taps.items():
-            handles += tap(adapter.attention(layers[layer_index]), self._observer(layer_index, wanted))
+            observer = self._observer(layer_index, wanted)
+            handles += tap(adapter.attention(layers[layer_index]), observer, self._prunes)
         for handle in handles:
             hooks.callback(handle.remove)
 
@@ -241,6 +242,10 @@ class TextSide:
         return after
 
     # --- attention ---------------------------------------------------------------------------------------------------
+
+    def _prunes(self) -> bool:
+        """Whether the call at hand is a prompt that is pruned."""
+        return self.call is not None and self.call.sequence is not None
 
     def _observer(self, layer: int, wanted: set[Rows | Keys]) -> Callable[..., None]:
         def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, **kwargs: Any) -> None:

@@ -30,14 +30,25 @@ Observer = Callable[..., None]
 _CHUNK = 128  # rows computed at a time: memory grows with rows x keys of a chunk, not with the whole map
 
 
-def tap(module: nn.Module, observer: Observer) -> list[Any]:
-    """Show every attention call of `module` to `observer`; returns handles whose `remove()` ends it."""
+def tap(module: nn.Module, observer: Observer, wanted: Callable[[], bool] = lambda: True) -> list[Any]:
+    """Show attention calls of `module` to `observer`; returns handles whose `remove()` ends it.
+
+    Args:
+        module: the attention module.
+        observer: is shown queries and keys.
+        wanted: asked before each call of the module whether it is to be shown; decoding mostly is not.
+    """
+    opened: list[bool] = []
 
     def enter(module: nn.Module, args: Any) -> None:
-        _Switch.open(module, observer)
+        if wanted():
+            opened.append(True)
+            _Switch.open(module, observer)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        _Switch.close(module)
+        if opened:
+            opened.pop()
+            _Switch.close(module)
 
     handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
     return [*handles, _Closing(module)]

@@ -131,7 +131,7 @@ def test_masks_of_windows_are_cut_by_their_last_columns(modules: Any) -> None:
 def test_peak_memory_is_what_tensors_take(modules: Any) -> None:
     """Pruning holds no more than the dense model; the profiler finds the cache, which is known."""
     variants, timing, prompts = modules("variants"), modules("timing"), modules("prompts")
-    prompt = prompts.Prompt("llava", prompts.sizes_of("llava", 12, 64, 6) | {"key_heads": 4}, **SMALL)
+    prompt = prompts.Prompt("llava", prompts.sizes_of("llava", 12, 64, 6), **SMALL)
     pruned = variants.Pruned(prompt, prompts.plan("decoder", 16, 144, 6))
     kept = pruned.kept()
     ways = {"dense": variants.Dense(prompt), "pruned": pruned}

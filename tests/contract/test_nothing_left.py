@@ -11,9 +11,10 @@ from catalogue import ATTENTION, BUDGETS, FAMILIES, POLICIES, Items, Subject, su
 from invariants import LAYOUTS, generate
 from snapshots import OWN, differences, snapshot
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from prunekit import Keep, PruningPolicy, ScoringPolicy, Selection, Stage, VisualTokens, prune
+from prunekit.errors import UnsupportedCacheError
 from prunekit.policies import STAR, CrossAttention, SelfAttention
 
 
@@ -219,6 +220,34 @@ def test_a_failed_call_does_not_spoil_the_next() -> None:
         assert torch.equal(model.model(**inputs).logits, expected)
     kept: list[Tensor] = [record.kept for record in session.trace if record.site == "decoder.2"]
     assert torch.equal(kept[0], kept[-1])
+
+
+@pytest.mark.parametrize("error", [Boom, KeyboardInterrupt])
+@pytest.mark.parametrize("failing", ["prompt", "token"])
+@torch.no_grad()
+def test_the_cache_of_an_interrupted_call(failing: str, error: type[BaseException]) -> None:
+    """It stays a pruned one, with which a plain model does not go on."""
+    model = subject("llava", "sdpa")
+    inputs, token = model.make_inputs(), torch.full((1, 1), 17)
+    cache = DynamicCache(config=model.model.config)
+
+    def stop(*_: Any) -> None:
+        raise error
+
+    def fail() -> None:
+        with prune(model.model, *STAGES):
+            if failing == "token":
+                model.model(**inputs, past_key_values=cache)
+            handle = model.model.get_submodule("model.language_model.layers.3").register_forward_pre_hook(stop)
+            try:
+                model.model(**(inputs if failing == "prompt" else {"input_ids": token}), past_key_values=cache)
+            finally:
+                handle.remove()
+
+    with pytest.raises(error):
+        fail()
+    with pytest.raises(UnsupportedCacheError, match=r"was pruned inside a prune\(\.\.\.\) session"):
+        model.model(input_ids=token, past_key_values=cache)
 
 
 @torch.no_grad()
