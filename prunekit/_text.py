@@ -83,7 +83,9 @@ class TextSide:
             hooks.callback(handle.remove)
 
     def release(self) -> None:
-        """Let go of all tensors."""
+        """Let go of all tensors, and of a cache whose call was interrupted."""
+        if self.call is not None:
+            set_running(self.call.cache, False)
         self.call = self.sent = None
         self.replay.forget()
 
@@ -107,7 +109,7 @@ class TextSide:
         """Forget what was sent; the core may have failed before the language model took it."""
         self.sent, self.entered = None, False
 
-    def _read(self, kwargs: dict[str, Any]) -> Sent | None:
+    def _read(self, kwargs: dict[str, Any]) -> Sent:
         ids, embeds, adapter = kwargs.get("input_ids"), kwargs.get("inputs_embeds"), self.adapter
         image, video = (
             adapter.placeholders(each, ids, embeds) if each else None for each in (adapter.image_ids, adapter.video_ids)
@@ -115,8 +117,7 @@ class TextSide:
         if image is None:
             assert video is not None  # adapters have checked that there is one of them
             image = torch.zeros_like(video)
-        sent = Sent.read(image, video, kwargs.get("attention_mask"), ids)
-        return sent if any(sent.counts) else None
+        return Sent.read(image, video, kwargs.get("attention_mask"), ids)
 
     def _check_counts(self, encoded: Encoded) -> None:
         """Refuse features that do not fill the placeholders, before the model does so with less to say."""
@@ -127,11 +128,12 @@ class TextSide:
         images = tuple(a - b for a, b in zip(sent.counts, sent.videos, strict=True))
         rows = sent.videos if encoded.kind == "video" and any(sent.videos) else images
         # Some families encode videos as images, so that each number may be that of either or of both.
-        if not any(number and not number % encoded.total for number in map(sum, (images, sent.videos, sent.counts))):
+        total = self.vision.size(encoded)
+        if total not in map(sum, (images, sent.videos, sent.counts)):
             sizes = "" if encoded.tokens is None else f" ({', '.join(map(str, encoded.tokens))})"
             raise UnsupportedInputError(
                 f"The rows of input_ids hold {list(rows)} placeholders for {encoded.kind}s, {sum(rows)} in all, but"
-                f" {encoded.total} visual tokens{sizes} were made of the {encoded.kind}s that were given: every row"
+                f" {total} visual tokens{sizes} were made of the {encoded.kind}s that were given: every row"
                 " needs its own, and the processor's number of placeholders."
             )
 
@@ -160,7 +162,9 @@ class TextSide:
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(base, base + length, device=columns.device)[None]
-        call = self.call = Call(batch, length, base, holes, cache, positions, self.sent)
+        call = self.call = Call(batch, length, base, holes, cache, positions, None)
+        if self.sent is not None and any(self.sent.counts):
+            call.sent = self.sent
         self.sent = None
         if call.sent is None:
             if not base and not entered and embeds is not None:

@@ -100,6 +100,12 @@ class VisionSide:
 
     # --- for the language model's half -------------------------------------------------------------------------------
 
+    def size(self, encoded: Encoded) -> int:
+        """Visual tokens in features as they are now: `generate` repeats them in place for beams."""
+        features = _features(encoded.output)
+        tokens = None if features is None else self.adapter.image_tokens(features, encoded.inputs)
+        return encoded.total if tokens is None else sum(tokens)
+
     @property
     def kinds(self) -> list[str]:
         """Kinds of the latest prompt, images before videos."""

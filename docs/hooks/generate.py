@@ -218,6 +218,11 @@ def results(name: str = "quickstart") -> str:
     return str(script.section(json.loads(path.read_text(encoding="utf-8")), picture=f"docs/images/{name}.png"))
 
 
+def releases() -> str:
+    """The releases of transformers that `make matrix` has tested."""
+    return str(_script("tests/matrix.py").section())
+
+
 def _script(path: str) -> Any:
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
@@ -236,4 +241,5 @@ PARTS: dict[str, Callable[..., str]] = {
     "section": section,
     "objects": objects,
     "results": results,
+    "releases": releases,
 }
