@@ -112,7 +112,8 @@ class ModelAdapter(LanguageModel):
 
         `hidden_states[0]` is the encoder's input, `hidden_states[i]` the output of layer i - 1.
         """
-        named = getattr(self.model.config, "vision_feature_layer", None)
+        config = self.model.config  # ViP-LLaVA's has the plural before transformers 5.23
+        named = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", None))
         layers = [-1] if named is None else [named] if isinstance(named, int) else list(named)
         return max(layer if layer >= 0 else self.vision_depth + 1 + layer for layer in layers) - 1
 

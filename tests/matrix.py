@@ -55,9 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"transformers {release} ...", flush=True)
         results[release] = run(release, python, options)
         print(f"    {counts(results[release])}", *results[release]["failures"], sep="\n    ", flush=True)
+        if options.select is None:
+            store(results)  # after every release, so that an interrupted run leaves something
     print("\n" + table(results))
-    if options.select is None:
-        store(results)
     return int(failed or any(result["failed"] for result in results.values()))
 
 

@@ -216,9 +216,11 @@ def test_other_ways_to_generate_are_right_or_refused(items: Items, how: dict[str
     model = subject("llava", "sdpa")
     inputs = model.make_inputs()
     try:
-        generate(model.dense, inputs, 5, **how)
+        plain = generate(model.dense, inputs, 5, **how)
     except (ImportError, RuntimeError, ValueError, AttributeError, AssertionError) as error:
         pytest.skip(f"the plain model cannot do it here: {type(error).__name__}")
+    if not torch.equal(plain.sequences, generate(model.dense, inputs, 5).sequences):
+        pytest.skip("the plain model does it wrongly here")  # chunks of a prompt without its images
     with prune(model.model, *items) as session:
         expected = generate(model.model, inputs, 5)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = [
     "Media",
     "Sizes",
     "TinyInputs",
+    "accepted",
     "concatenate",
     "random_model",
 ]
@@ -150,6 +152,12 @@ class InputMaker:
 def _per_row(value: int | Sequence[int], batch: int) -> list[int]:
     values = [value] if isinstance(value, int) else list(value)
     return values * batch if len(values) == 1 else values
+
+
+def accepted(model: nn.Module, *names: str) -> str:
+    """The first of these names that the model's forward takes: releases of transformers call one thing by several."""
+    parameters = inspect.signature(model.forward).parameters
+    return next(name for name in names if name in parameters)
 
 
 def random_model(model_class: Any, config: Any, sizes: Sizes) -> nn.Module:

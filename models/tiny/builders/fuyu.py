@@ -7,7 +7,18 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from prunekit.models.tiny.builders.common import BOS, EOS, IMAGE, PAD, SPECIAL, InputMaker, Media, Sizes, random_model
+from prunekit.models.tiny.builders.common import (
+    BOS,
+    EOS,
+    IMAGE,
+    PAD,
+    SPECIAL,
+    InputMaker,
+    Media,
+    Sizes,
+    accepted,
+    random_model,
+)
 
 NEWLINE = SPECIAL[0]
 
@@ -30,9 +41,10 @@ def fuyu(patch_size: int = 4, **sizes: Any) -> tuple[nn.Module, InputMaker]:
     )
     config = FuyuConfig(text_config=text, image_size=s.side * patch_size, patch_size=patch_size, image_token_id=IMAGE)
     model = random_model(FuyuForCausalLM, config, s)
+    name = accepted(model, "pixel_values", "image_patches")  # the latter before transformers 5.21
 
     def image(generator: Generator, number: int) -> Media:
         pixels = torch.randn(1, s.side**2, 3 * patch_size**2, generator=generator)
-        return Media([*[IMAGE] * s.side, NEWLINE] * s.side, {"pixel_values": pixels})
+        return Media([*[IMAGE] * s.side, NEWLINE] * s.side, {name: pixels})
 
     return model, InputMaker(s.vocab, image)

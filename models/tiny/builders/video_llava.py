@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from prunekit.models.tiny.builders.common import IMAGE, VIDEO, InputMaker, Media, Sizes, random_model
+from prunekit.models.tiny.builders.common import IMAGE, VIDEO, InputMaker, Media, Sizes, accepted, random_model
 from prunekit.models.tiny.builders.llava import llama
 from prunekit.models.tiny.builders.llava_next import clip, frames
 
@@ -27,10 +27,11 @@ def video_llava(patch_size: int = 4, video_frames: int = 2, **sizes: Any) -> tup
         video_seq_length=video_frames * (tokens + 1),
     )
     model = random_model(VideoLlavaForConditionalGeneration, config, s)
+    name = accepted(model, "pixel_values", "pixel_values_images")  # the latter before transformers 5.21
 
     def image(generator: Generator, number: int) -> Media:
         pixels = torch.randn(1, 3, edge, edge, generator=generator)
-        return Media([IMAGE] * tokens, {"pixel_values": pixels})
+        return Media([IMAGE] * tokens, {name: pixels})
 
     def video(generator: Generator, number: int) -> Media:
         return frames(generator, video_frames, edge, video_frames * (tokens + 1))

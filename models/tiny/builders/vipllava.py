@@ -20,12 +20,13 @@ def vipllava(
 
     s = Sizes(**sizes, vision_layers=vision_layers)
     tokens, edge = s.side**2, s.side * patch_size
+    used: dict[str, Any] = {"vision_feature_layers": list(features)}  # transformers 5.23 drops the s, and takes both
     config = VipLlavaConfig(
         vision_config=clip(s, edge, patch_size),
         text_config=llama(s),
         image_token_index=IMAGE,
         image_seq_length=tokens,
-        vision_feature_layer=list(features),
+        **used,
     )
     model = random_model(VipLlavaForConditionalGeneration, config, s)
 
