@@ -43,25 +43,31 @@ class LlavaNextAdapter(ModelAdapter):
     def to_tokens(self, values: Tensor, encoded: Encoded) -> Tensor:
         if encoded.kind == "video":
             return self.frames_to_tokens(values, encoded)
-        packed, _ = self.pack(values.transpose(1, 2), encoded.inputs)
+        sizes: list[list[int]] = torch.as_tensor(encoded.inputs["image_sizes"]).tolist()
+        packed, _ = self.pack(values.transpose(1, 2), sizes, encoded.inputs.get("batch_num_images"))
         return torch.cat(list(packed))
 
-    def pack(self, values: Tensor, inputs: dict[str, Any]) -> Any:
-        """The model's own packing of [tiles, patches, channels], with 0 for newlines."""
-        core: Any = self.core
-        tiles = [values.new_zeros(0)] if not len(values) else list(values.split(self.tiles(inputs)))
-        newline = values.new_zeros(values.shape[-1])
-        strategy = self.model.config.vision_feature_select_strategy
-        return core.pack_image_features(tiles, inputs["image_sizes"], strategy, image_newline=newline)
+    def pack(self, values: Tensor, sizes: list[list[int]], grouped: Any) -> Any:
+        """The model's own packing of [tiles, patches, channels], with 0 for newlines.
 
-    def tiles(self, inputs: dict[str, Any]) -> list[int]:
+        Args:
+            values: one row a run of the encoder.
+            sizes: height and width of each image.
+            grouped: numbers of images of the samples, where the family asks for them.
+        """
+        core: Any = self.core
+        tiles, newline = list(values.split(self.tiles(sizes))), values.new_zeros(values.shape[-1])
+        strategy = self.model.config.vision_feature_select_strategy
+        return core.pack_image_features(tiles, sizes, strategy, image_newline=newline)
+
+    def tiles(self, sizes: list[list[int]]) -> list[int]:
         """Runs of the encoder for each image: its thumbnail and its tiles."""
         from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
         config = self.model.config
         return [
             image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
-            for size in inputs["image_sizes"]
+            for size in sizes
         ]
 
     def frames_to_tokens(self, values: Tensor, encoded: Encoded) -> Tensor:
@@ -86,19 +92,14 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
 
     model_types = ("llava_onevision",)
 
-    def pack(self, values: Tensor, inputs: dict[str, Any]) -> Any:
+    def pack(self, values: Tensor, sizes: list[list[int]], grouped: Any) -> Any:
         core: Any = self.core
-        newline = values.new_zeros(values.shape[-1])
-        ratio = self.model.config.vision_aspect_ratio
-        tiles = list(values.split(self.tiles(inputs)))
-        return core.pack_image_features(tiles, inputs["image_sizes"], image_newline=newline, vision_aspect_ratio=ratio)
-
-    def tiles(self, inputs: dict[str, Any]) -> list[int]:
-        counts, number = super().tiles(inputs), inputs.get("batch_num_images")
-        if number is None:
-            return counts
-        several = [int(n) != 1 for n in number for _ in range(int(n))]
-        return [1 if alone else count for alone, count in zip(several, counts, strict=False)]
+        counts, newline = self.tiles(sizes), values.new_zeros(values.shape[-1])
+        if grouped is not None:  # an image among several of its sample is not tiled
+            alone = [number == 1 for number in torch.as_tensor(grouped).tolist() for _ in range(number)]
+            counts = [count if tiled else 1 for tiled, count in zip(alone, counts, strict=False)]
+        ratio, tiles = self.model.config.vision_aspect_ratio, list(values.split(counts))
+        return core.pack_image_features(tiles, sizes, image_newline=newline, vision_aspect_ratio=ratio)
 
     def frames_to_tokens(self, values: Tensor, encoded: Encoded) -> Tensor:
         core: Any = self.core

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -43,8 +41,8 @@ class Mistral3Adapter(ModelAdapter):
     def grids(self, encoded: Encoded) -> list[tuple[int, int]]:
         """Rows and columns of patches of each image."""
         size = self.model.config.vision_config.patch_size
-        sizes: Any = encoded.inputs["image_sizes"]
-        return [(int(height) // size, int(width) // size) for height, width in sizes]
+        sizes: list[list[int]] = torch.as_tensor(encoded.inputs["image_sizes"]).tolist()
+        return [(height // size, width // size) for height, width in sizes]
 
 
 def rasters(grids: list[tuple[int, int]], merge: int) -> Tensor:

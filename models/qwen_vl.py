@@ -41,10 +41,9 @@ class Qwen25VLAdapter(Qwen2VLAdapter):
 
     def patches_of_tokens(self, patches: int, encoded: Encoded) -> Tensor:
         vision = self.model.config.vision_config
-        order, _ = get_vision_window_index(
-            encoded.inputs[f"{encoded.kind}_grid_thw"], self.merge, vision.window_size, vision.patch_size
-        )
-        return super().patches_of_tokens(patches, encoded).to(order.device)[order.argsort()]
+        grids = encoded.inputs[f"{encoded.kind}_grid_thw"].cpu()  # read once, not number by number
+        order, _ = get_vision_window_index(grids, self.merge, vision.window_size, vision.patch_size)
+        return super().patches_of_tokens(patches, encoded)[order.argsort()]
 
 
 class Qwen3VLAdapter(Qwen2VLAdapter):

@@ -21,6 +21,7 @@ from prunekit._adapter import ModelAdapter
 from prunekit._align import Layers, images_of, spread
 from prunekit._call import Call, Sent, text_rows
 from prunekit._decoder import Decoder
+from prunekit._placeholders import check_counts, explain_positions
 from prunekit._replay import Replay
 from prunekit._stages import Stages
 from prunekit._vision import VisionSide
@@ -54,13 +55,15 @@ class TextSide:
         self.adapter, self.layers, self.vision, self.stages, self.decoder = adapter, layers, vision, stages, decoder
         self.call: Call | None = None
         self.sent: Sent | None = None
-        self.entered = False  # whether the call at hand came through the core
+        self.given: dict[str, Any] | None = None  # what the core was given, while it runs
+        self.holes = False  # whether some layer's cache holds padding
         self.replay = Replay()
         self.warned = False
 
     def attach(self, hooks: ExitStack) -> None:
         """Attach everything; `hooks` takes it off again."""
         self.vision.done = self._check_counts
+        explain_positions(self.adapter.core, hooks)
         adapter, layers = self.adapter, self.adapter.decoder_layers
         handles: list[Any] = [
             adapter.core.register_forward_pre_hook(self._core, with_kwargs=True),
@@ -96,20 +99,21 @@ class TextSide:
             kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         encoded = {kind: out for kind, out in (kwargs.get("mm_encoder_outputs") or {}).items() if out is not None}
         kwargs = new_columns(kwargs)
-        set_running(kwargs.get("past_key_values"), True)
+        self.holes = set_running(kwargs.get("past_key_values"), True)
         self.vision.accept(encoded)
-        self.sent, self.entered = None, True
+        self.sent, self.given = None, kwargs
         if encoded or any(name.startswith(PIXELS) and value is not None for name, value in kwargs.items()):
-            self.sent = self._read(kwargs)
+            self.sent = Sent.read(*self._placeholders(kwargs), kwargs.get("attention_mask"), kwargs.get("input_ids"))
             for each in self.vision.encoded.values():
                 self._check_counts(each)
         return (), kwargs
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forget what was sent; the core may have failed before the language model took it."""
-        self.sent, self.entered = None, False
+        self.sent = self.given = None
 
-    def _read(self, kwargs: dict[str, Any]) -> Sent:
+    def _placeholders(self, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Columns of placeholders for images and, where they have ids of their own, for videos: [batch, length]."""
         ids, embeds, adapter = kwargs.get("input_ids"), kwargs.get("inputs_embeds"), self.adapter
         image, video = (
             adapter.placeholders(each, ids, embeds) if each else None for each in (adapter.image_ids, adapter.video_ids)
@@ -117,35 +121,24 @@ class TextSide:
         if image is None:
             assert video is not None  # adapters have checked that there is one of them
             image = torch.zeros_like(video)
-        return Sent.read(image, video, kwargs.get("attention_mask"), ids)
+        return image, video
 
     def _check_counts(self, encoded: Encoded) -> None:
         """Refuse features that do not fill the placeholders, before the model does so with less to say."""
         encoded.used = self.sent is not None
         if self.sent is None or not encoded.total:
             return
-        sent = self.sent
-        images = tuple(a - b for a, b in zip(sent.counts, sent.videos, strict=True))
-        rows = sent.videos if encoded.kind == "video" and any(sent.videos) else images
-        # Some families encode videos as images, so that each number may be that of either or of both.
-        total = self.vision.size(encoded)
-        if total not in map(sum, (images, sent.videos, sent.counts)):
-            sizes = "" if encoded.tokens is None else f" ({', '.join(map(str, encoded.tokens))})"
-            raise UnsupportedInputError(
-                f"The rows of input_ids hold {list(rows)} placeholders for {encoded.kind}s, {sum(rows)} in all, but"
-                f" {total} visual tokens{sizes} were made of the {encoded.kind}s that were given: every row"
-                " needs its own, and the processor's number of placeholders."
-            )
+        check_counts(self.sent, encoded.kind, *self.vision.sizes(encoded))
 
     # --- the language model's entry ----------------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.call, entered, self.entered = None, self.entered, False
+        self.call, given = None, self.given
         embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         columns = embeds if embeds is not None else kwargs.get("input_ids", args[0] if args else None)
         if columns is None:
             return
-        holes = set_running(cache, True)
+        holes = self.holes if given is not None else set_running(cache, True)
         if cache is not None and any(isinstance(layer, PrunedLayer) for layer in cache.layers[: self.stages.first]):
             raise UnsupportedCacheError(
                 f"This KV cache was pruned before decoder layer {self.stages.first}, where the stages of this session"
@@ -167,7 +160,7 @@ class TextSide:
             call.sent = self.sent
         self.sent = None
         if call.sent is None:
-            if not base and not entered and embeds is not None:
+            if not base and given is None and embeds is not None:
                 raise UnsupportedInputError(
                     f"The language model of {type(self.adapter.model).__name__} was given embeddings without the model"
                     " around it: where images are among them cannot be told. Call the whole model; a family whose own"
@@ -175,9 +168,13 @@ class TextSide:
                 )
             if not base and not self.warned:
                 self.warned = True
-                warnings.warn(
-                    "A prompt without images runs dense: there are no visual tokens to prune.", PruningWarning, 2
+                held = (
+                    0
+                    if given is None
+                    else sum(int(each.sum()) for each in self._placeholders(given) if each is not None)
                 )
+                why = f"its {held} placeholders were given no images" if held else "there are no visual tokens to prune"
+                warnings.warn(f"A prompt without images runs dense: {why}.", PruningWarning, 2)
             return
         self._begin(call, call.sent, embeds, kwargs)
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from prunekit._adapter import ModelAdapter
 from prunekit._align import Layers, pick, pick_keys, take
 from prunekit._encoder import Pruned, Run
+from prunekit._placeholders import wrap
 from prunekit.attention import attention_rows, tap
 from prunekit.errors import NeedsError, PolicyError, UnsupportedInputError
 from prunekit.patches import Encoded
@@ -52,12 +53,8 @@ class VisionSide:
 
     def attach(self, hooks: ExitStack) -> None:
         """Attach everything; `hooks` takes it off again."""
-        core: Any = self.adapter.core
         for kind in ("image", "video"):
-            name = f"get_{kind}_features"
-            if hasattr(core, name):
-                hooks.callback(_put_back, core, name, core.__dict__.get(name))
-                setattr(core, name, self._watched(kind, getattr(core, name)))
+            wrap(self.adapter.core, f"get_{kind}_features", functools.partial(self._watched, kind), hooks)
         layers = self.adapter.vision_layers
         if layers is None or not (self.stages or self.taps):
             return
@@ -100,11 +97,13 @@ class VisionSide:
 
     # --- for the language model's half -------------------------------------------------------------------------------
 
-    def size(self, encoded: Encoded) -> int:
-        """Visual tokens in features as they are now: `generate` repeats them in place for beams."""
+    def sizes(self, encoded: Encoded) -> tuple[tuple[int, ...] | None, int]:
+        """Visual tokens of each image and of all, in features as they are now: `generate` repeats them for beams."""
         features = _features(encoded.output)
         tokens = None if features is None else self.adapter.image_tokens(features, encoded.inputs)
-        return encoded.total if tokens is None else sum(tokens)
+        if tokens is not None:
+            return tokens, sum(tokens)
+        return None, features.shape[:-1].numel() if isinstance(features, Tensor) else 0
 
     @property
     def kinds(self) -> list[str]:
@@ -163,7 +162,6 @@ class VisionSide:
     def _watched(self, kind: str, method: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(method)
 
-        @functools.wraps(method)
         def watched(*args: Any, **kwargs: Any) -> Any:
             if self.open is not None:  # videos are often encoded as images
                 return method(*args, **kwargs)
@@ -173,10 +171,7 @@ class VisionSide:
                 encoded.output = output = method(*args, **kwargs)
             finally:
                 self.open = None
-            features = _features(output)
-            encoded.tokens = None if features is None else self.adapter.image_tokens(features, encoded.inputs)
-            size = features.shape[:-1].numel() if isinstance(features, Tensor) else 0
-            encoded.total = size if encoded.tokens is None else sum(encoded.tokens)
+            encoded.tokens, encoded.total = self.sizes(encoded)
             self.done(encoded)
             return output
 
@@ -282,10 +277,3 @@ def _features(output: Any) -> Any:
         if getattr(output, name, None) is not None:
             return getattr(output, name)
     return output if isinstance(output, (Tensor, tuple, list)) else None
-
-
-def _put_back(module: nn.Module, name: str, before: Any) -> None:
-    if before is None:
-        delattr(module, name)
-    else:
-        setattr(module, name, before)

@@ -160,6 +160,13 @@ class Family:
         return torch.cat([torch.ones(len(patches), self.special, dtype=torch.bool), patches], dim=1)
 
 
+QWEN: dict[str, Any] = {
+    "encoder_layers": "model.visual.blocks",
+    "tokens": (IMAGE, VIDEO),
+    "packed": True,
+    "video": True,
+    "encoder_video": "video",
+}
 FAMILIES = {
     family.name: family
     for family in (
@@ -176,41 +183,10 @@ FAMILIES = {
             cls=True,
             video=True,
         ),
-        Family(
-            "qwen2_vl",
-            encoder_layers="model.visual.blocks",
-            tokens=(IMAGE, VIDEO),
-            packed=True,
-            video=True,
-            encoder_video="video",
-        ),
-        Family(
-            "qwen2_5_vl",
-            sizes=(("std", 0.1),),
-            encoder_layers="model.visual.blocks",
-            tokens=(IMAGE, VIDEO),
-            packed=True,
-            video=True,
-            encoder_video="video",
-        ),
-        Family(
-            "qwen3_vl",
-            sizes=(("std", 0.1),),
-            encoder_layers="model.visual.blocks",
-            tokens=(IMAGE, VIDEO),
-            packed=True,
-            video=True,
-            encoder_video="video",
-        ),
-        Family(
-            "qwen3_vl_moe",
-            sizes=(("std", 0.1),),
-            encoder_layers="model.visual.blocks",
-            tokens=(IMAGE, VIDEO),
-            packed=True,
-            video=True,
-            encoder_video="video",
-        ),
+        Family("qwen2_vl", **QWEN),
+        Family("qwen2_5_vl", sizes=(("std", 0.1),), **QWEN),
+        Family("qwen3_vl", sizes=(("std", 0.1),), **QWEN),
+        Family("qwen3_vl_moe", sizes=(("std", 0.1),), **QWEN),
         Family(
             "internvl",
             encoder_layers="model.vision_tower.encoder.layer",

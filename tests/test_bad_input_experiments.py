@@ -174,7 +174,7 @@ def test_models_that_are_not_supported(tmp_path: Path, capsys: pytest.CaptureFix
     file = write(tmp_path / "a.yaml", model={"path": str(model)})
     assert "the config.json of" in refused(capsys, "run", file)
     (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    assert "is a model of type 'bert'; supported are " in refused(capsys, "run", file)
+    assert "is a model of type 'bert'; supported are aya_vision, " in refused(capsys, "run", file)
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -108,11 +108,11 @@ def test_host_reads(attention: str, policy: str, layout: str) -> None:
 
 COUNTS = "_call.py:read"
 """The one read of every prefill: how many visual and other tokens each row has."""
-TILES = {"llava_next.py:tiles", "llava_next.py:pack"}
+TILES = {"llava_next.py:to_tokens"}
 SIZES = {
     "llava_next": TILES,
     "llava_next_video": TILES,
-    "llava_onevision": TILES,
+    "llava_onevision": TILES | {"llava_next.py:pack"},
     "mistral3": {"mistral3.py:grids"},
     "qwen2_5_vl": {"qwen_vl.py:patches_of_tokens"},
 }
@@ -154,6 +154,8 @@ def test_host_reads_of_every_family(family: str, plan: str) -> None:
             generate(model.model, inputs, 4)
     assert prefill[COUNTS] == 1
     assert prefill.keys() == expected
+    if family != "qwen2_5_vl":  # there, transformers' own function reads a copy on the host number by number
+        assert all(reads <= 2 for reads in prefill.values()), prefill
     assert both == prefill
 
 
