@@ -44,4 +44,25 @@ ADAPTERS = (
     DeepseekVLAdapter,
 )
 
-__all__ = ["ADAPTERS"]
+__all__ = [
+    "ADAPTERS",
+    "CohereVisionAdapter",
+    "DeepseekVLAdapter",
+    "Gemma3Adapter",
+    "Glm4vAdapter",
+    "Idefics3Adapter",
+    "InternVLAdapter",
+    "LlavaAdapter",
+    "LlavaNextAdapter",
+    "LlavaNextVideoAdapter",
+    "LlavaOnevisionAdapter",
+    "Mistral3Adapter",
+    "Molmo2Adapter",
+    "Ovis2Adapter",
+    "PaliGemmaAdapter",
+    "Qwen2VLAdapter",
+    "Qwen3VLAdapter",
+    "Qwen25VLAdapter",
+    "VideoLlavaAdapter",
+    "VipLlavaAdapter",
+]
