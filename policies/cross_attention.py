@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prunekit.errors import NeedsError, nearest
+from prunekit.needs import Needs, Rows
 from prunekit.policy import ScoringPolicy
-from prunekit.tokens import Needs, Rows, VisualTokens
+from prunekit.tokens import VisualTokens
 
 __all__ = ["CrossAttention"]
 

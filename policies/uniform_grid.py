@@ -11,7 +11,8 @@ from torch import Tensor
 from prunekit.keep import Keep
 from prunekit.patches import Image
 from prunekit.policy import PruningPolicy
-from prunekit.tokens import Selection, VisualTokens
+from prunekit.selection import Selection
+from prunekit.tokens import VisualTokens
 
 __all__ = ["UniformGrid"]
 

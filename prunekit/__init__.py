@@ -13,10 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from prunekit.adapter import ModelAdapter, register_adapter
 from prunekit.keep import Keep
+from prunekit.needs import Keys, Needs, Rows, States
 from prunekit.plan import Method, Plan, Stage
 from prunekit.policy import PruningPolicy, ScoringPolicy
+from prunekit.selection import Selection
 from prunekit.session import Session, prune
-from prunekit.tokens import Keys, Needs, Rows, Selection, VisualTokens
+from prunekit.tokens import VisualTokens
 from prunekit.trace import TraceRecord
 
 try:
@@ -37,6 +39,7 @@ __all__ = [
     "Selection",
     "Session",
     "Stage",
+    "States",
     "TraceRecord",
     "VisualTokens",
     "__version__",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunekit._language import LanguageModel
 from prunekit.errors import SiteError, UnsupportedModelError, nearest
 from prunekit.patches import Encoded, squares
-from prunekit.plan import Site
+from prunekit.plan import Shape, Site
 
 __all__ = ["ModelAdapter"]
 
@@ -190,9 +190,20 @@ class ModelAdapter(LanguageModel):
         """How many sites `vision.0`, `vision.1`, ... the encoder offers."""
         return 0 if self.vision_tower is None else self.feature_layer + 1
 
+    @property
+    def shape(self) -> Shape:
+        """How many layers the model has; methods are laid out by it."""
+        depth = self.vision_depth
+        return Shape(self.depth, depth, self.feature_layer if depth else -1)
+
+    @property
+    def connector_site(self) -> bool:
+        """Whether the projector is given one row an image, so that `connector` is a site."""
+        return bool(self.connector and self.vision_sites) and not self.packed
+
     def sites(self) -> list[str]:
         """All sites of this model, in the order of the forward pass."""
-        encoder = [f"vision.{i}" for i in range(self.vision_sites)]
+        encoder = [f"vision.{i}" for i in range(self.vision_sites)] + ["connector"] * self.connector_site
         return [*encoder, "input", *(f"decoder.{i}" for i in range(1, self.depth))]
 
     def check_site(self, site: Site) -> None:
@@ -201,14 +212,17 @@ class ModelAdapter(LanguageModel):
             return
         name, count = type(self.model).__name__, self.vision_sites
         allowed = f"'vision.0' to 'vision.{count - 1}', " if count else ""
+        allowed += "'connector', " * self.connector_site
         raise SiteError(
-            f"{str(site)!r}: {self._why_not(name)}; allowed are {allowed}'input' and 'decoder.1' to"
+            f"{str(site)!r}: {self._why_not(name, site)}; allowed are {allowed}'input' and 'decoder.1' to"
             f" 'decoder.{self.depth - 1}'."
         )
 
-    def _why_not(self, name: str) -> str:
+    def _why_not(self, name: str, site: Site) -> str:
         if self.vision_tower is None:
             return f"no adapter names the layers of the vision encoder of {name}"
         if not self.vision_sites:
             return f"the patches of {name} are rearranged between its vision encoder and its visual tokens"
+        if site.kind == "connector":
+            return f"the projector of {name} is not given one row of features an image"
         return f"{name} takes its visual tokens from layer {self.feature_layer} of its vision encoder"

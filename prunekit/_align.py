@@ -10,13 +10,13 @@ from torch import Tensor
 
 from prunekit._call import Sent
 from prunekit.errors import NeedsError
+from prunekit.needs import Rows, States
 from prunekit.patches import Encoded
 from prunekit.plan import Stage
-from prunekit.tokens import Keys, Rows
 
-__all__ = ["Layers", "align", "images_of", "pick", "pick_keys", "spread", "take"]
+__all__ = ["Layers", "align", "images_of", "pick", "pick_states", "side_inputs", "spread", "take"]
 
-Layers = dict[tuple[str, Rows | Keys], int]
+Layers = dict[tuple[str, Rows | States], int]
 """Which layer each row set, and the keys, of each stage (by site) are read from."""
 
 
@@ -109,7 +109,7 @@ def take(full: Tensor, source: Tensor) -> Tensor:
 
 
 def pick(
-    stage: Stage, layers: Layers, found: dict[tuple[Rows | Keys, int], Tensor], view: Callable[[Tensor], Tensor]
+    stage: Stage, layers: Layers, found: dict[tuple[Rows | States, int], Tensor], view: Callable[[Tensor], Tensor]
 ) -> dict[Rows | str, Tensor]:
     """The attention that a stage's policy asked for, under its `Rows` and under the plain name of their queries."""
     result: dict[Rows | str, Tensor] = {}
@@ -118,11 +118,28 @@ def pick(
     return result
 
 
-def pick_keys(
-    stage: Stage, layers: Layers, found: dict[tuple[Rows | Keys, int], Tensor], view: Callable[[Tensor], Tensor]
-) -> Tensor | None:
-    """The keys that a stage's policy asked for, [batch, key heads, visual, head_dim]."""
-    for (site, wanted), layer in layers.items():
-        if site == stage.site and isinstance(wanted, Keys):
-            return view(found[wanted, layer]).transpose(-1, -2)
-    return None
+def pick_states(
+    stage: Stage, layers: Layers, found: dict[tuple[Rows | States, int], Tensor], view: Callable[[Tensor], Tensor]
+) -> dict[States, Tensor]:
+    """The states of layers that a stage's policy asked for, [batch, ..., tokens, dim]; `view` cuts visual ones."""
+    result: dict[States, Tensor] = {}
+    for wanted in stage.policy.needs.all_states:
+        if wanted.of_layer:
+            full = found[wanted.at(stage.where.part), layers[stage.site, wanted.at(stage.where.part)]]
+            result[wanted] = (view(full) if wanted.of == "visual" else full).transpose(-1, -2)
+    return result
+
+
+def side_inputs(stage: Stage, side: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the user handed to the session for this stage's policy.
+
+    Raises:
+        NeedsError: something is missing.
+    """
+    missing = [name for name in stage.policy.needs.side if name not in side]
+    if missing:
+        raise NeedsError(
+            f"{type(stage.policy).__name__} at {stage.site!r} reads {', '.join(map(repr, missing))}, which only you can"
+            f" give: set session.side[{missing[0]!r}] = ... before the model runs."
+        )
+    return {name: side[name] for name in stage.policy.needs.side}

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import NeedsError
+from prunekit.needs import Rows, States
 from prunekit.patches import Image
-from prunekit.sequence import Sequence, gather, last_columns
-from prunekit.tokens import Keys, Rows, Selection
+from prunekit.selection import Selection, merged
+from prunekit.sequence import Sequence, first_columns, gather, last_columns
 
-__all__ = ["Call", "Sent", "merge", "text_rows"]
+__all__ = ["Call", "Sent", "merge", "text_columns", "text_rows"]
 
 
 @dataclass
@@ -78,6 +79,7 @@ class Call:
         alive: tokens of each image that are left, None where that depends on the data.
         attention: tapped rows of the decoder by original visual number, [batch, ..., visual].
         replay: whether the decisions of an earlier call are repeated.
+        embeds: the embeddings of all columns, where a policy reads them.
     """
 
     batch: int
@@ -93,9 +95,10 @@ class Call:
     numbers: tuple[tuple[int, ...], ...] | None = None
     images: tuple[tuple[Image, ...], ...] | None = None
     alive: tuple[tuple[int, ...], ...] | None = None
-    attention: dict[tuple[Rows | Keys, int], Tensor] = field(default_factory=dict)
+    attention: dict[tuple[Rows | States, int], Tensor] = field(default_factory=dict)
     memory: dict[str, object] = field(default_factory=dict)
     replay: bool = False
+    embeds: Tensor | None = None
     cut: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -134,21 +137,17 @@ class Call:
 
 
 def merge(hidden: Tensor, columns: Tensor, selection: Selection, index: Tensor, left: Sequence) -> Tensor:
-    """Gather the columns that are left, visual ones as the weighted average of the tokens they own."""
-    assert selection.owner is not None
-    kept = selection.kept.shape[1]
-    owner = torch.where(selection.owner >= 0, selection.owner, kept)
-    weight = torch.ones_like(owner, dtype=torch.float32) if selection.weight is None else selection.weight.float()
-    weight = weight.masked_fill(selection.owner < 0, 0.0)
-    tokens = gather(hidden, columns).float() * weight[..., None]
-    sums = tokens.new_zeros(tokens.shape[0], kept + 1, tokens.shape[-1])
-    sums = sums.scatter_add(1, owner[..., None].expand_as(tokens), tokens)[:, :kept]
-    total = weight.new_zeros(weight.shape[0], kept + 1).scatter_add(1, owner, weight)[:, :kept, None]
-    means = (sums / total.clamp(min=torch.finfo(total.dtype).tiny)).to(hidden.dtype)
+    """Gather the columns that are left, visual ones merged as the selection says."""
+    means = merged(gather(hidden, columns), selection)
     places, real = (each.to(hidden.device) for each in left.visual_columns())
     shorter = gather(hidden, index)
     places = torch.where(real, places, shorter.shape[1])[..., None].expand(-1, -1, shorter.shape[-1])
     return torch.nn.functional.pad(shorter, (0, 0, 0, 1)).scatter(1, places, means)[:, :-1]
+
+
+def text_columns(sequence: Sequence) -> tuple[Tensor, Tensor]:
+    """Columns of the text tokens in order, and which entries are real, each [batch, max(other)]."""
+    return first_columns((sequence.origin >= 0) & (sequence.ordinal < 0), max(sequence.other))
 
 
 def text_rows(rows: Rows, sequence: Sequence, sent: Sent) -> tuple[Tensor, Tensor]:
@@ -157,6 +156,8 @@ def text_rows(rows: Rows, sequence: Sequence, sent: Sent) -> tuple[Tensor, Tenso
     Raises:
         NeedsError: a sample has no text after its last visual token.
     """
+    if rows.queries == "image":
+        return sequence.visual_columns()
     if rows.queries == "last":
         return last_columns(sequence.origin >= 0, 1)
     after = [count if visual else 1 for count, visual in zip(sent.after, sent.counts, strict=True)]

@@ -10,7 +10,8 @@ from torch import Tensor
 from prunekit.errors import PolicyError, PrunekitError, ScoresError
 from prunekit.keep import Keep
 from prunekit.plan import Stage
-from prunekit.tokens import Selection, VisualTokens
+from prunekit.selection import Selection
+from prunekit.tokens import VisualTokens
 
 __all__ = ["Checks", "check_selection"]
 
@@ -57,12 +58,23 @@ def check_selection(stage: Stage, tokens: VisualTokens, selection: Selection, ch
             f"{who}: Selection.kept must be [batch, kept] with batch {batch} and at most {visual} kept; it is"
             f" {list(kept.shape)}."
         )
-    for name in ("scores", "owner", "weight"):
+    slots = kept.shape[1]
+    more = 0 if selection.extra is None else selection.extra.shape[1]
+    shapes = {
+        "scores": ("[batch, visual]", (batch, visual)),
+        "owner": ("[batch, visual]", (batch, visual)),
+        "weight": ("[batch, visual]", (batch, visual)),
+        "mix": ("[batch, kept, visual + extra]", (batch, slots, visual + more)),
+        "bias": ("[batch, kept]", (batch, slots)),
+    }
+    for name, (axes, shape) in shapes.items():
         value = getattr(selection, name)
-        if value is not None and value.shape != (batch, visual):
-            raise PolicyError(
-                f"{who}: Selection.{name} must be [batch, visual] = [{batch}, {visual}]; it is {list(value.shape)}."
-            )
+        if value is not None and value.shape != shape:
+            raise PolicyError(f"{who}: Selection.{name} must be {axes} = {list(shape)}; it is {list(value.shape)}.")
+    if selection.mix is not None and selection.owner is not None:
+        raise PolicyError(f"{who}: Selection takes either owner (averages) or mix (any weighted sums), not both.")
+    if selection.bias is not None and stage.where.kind != "vision":
+        raise PolicyError(f"{who}: Selection.bias weighs attention inside the vision encoder only.")
     counts = selection.counts
     if counts is None:
         counts = tuple((kept >= 0).sum(1).tolist())

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from prunekit._align import spread
-from prunekit.errors import UnsupportedInputError
+from prunekit.errors import PolicyError, UnsupportedInputError
 from prunekit.masks import cut_mask
+from prunekit.needs import Rows, States
 from prunekit.patches import Image
 from prunekit.plan import Stage
+from prunekit.selection import Selection, merged
 from prunekit.sequence import first_columns, gather, scatter
-from prunekit.tokens import Keys, Rows, Selection
 
 __all__ = ["Pruned", "Run"]
 
@@ -57,6 +58,8 @@ class Run:
         counts: how many that are.
         left: columns of the encoder that are left, [rows, left]; None: all.
         found: tapped rows by patch, in chunks, and the columns they are of.
+        first: states of [CLS], [rows, ..., dim, 1].
+        mask: added to the logits of later layers, [rows, 1, 1, left]; None where there is nothing to hide or weigh.
     """
 
     packed: bool
@@ -69,18 +72,24 @@ class Run:
     source: Tensor | None = None
     left: Tensor | None = None
     full: Tensor | None = None  # the full-length input of the layer that is running
-    found: dict[tuple[Rows | Keys, int], tuple[list[Tensor], Tensor | None]] = field(default_factory=dict)
+    found: dict[tuple[Rows | States, int], tuple[list[Tensor], Tensor | None]] = field(default_factory=dict)
+    first: dict[tuple[States, int], Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
     pruned: list[Pruned] = field(default_factory=list)
     bounds: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     memory: dict[str, object] = field(default_factory=dict)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def note(self, rows: Rows | Keys, layer: int, seen: Tensor) -> None:
-        """Note what one attention call showed of the patches in it; a packed encoder calls once for each chunk."""
-        self.found.setdefault((rows, layer), ([], self.left))[0].append(seen)
+    def note(self, rows: Rows | States, layer: int, seen: Tensor, whole: bool = False) -> None:
+        """Note what one attention call showed of the patches in it; a packed encoder calls once for each chunk.
 
-    def values(self, rows: Rows | Keys, layer: int) -> Tensor:
+        Args:
+            whole: whether these are all patches, and not those that are left.
+        """
+        self.found.setdefault((rows, layer), ([], None if whole else self.left))[0].append(seen)
+
+    def values(self, rows: Rows | States, layer: int) -> Tensor:
         """Tapped rows by patch, [rows, ..., patches]; 0 for patches that had been dropped."""
         chunks, left = self.found[rows, layer]
         joined = torch.cat(chunks, -1)
@@ -96,24 +105,32 @@ class Run:
         numbers = torch.arange(max(totals), device=device)
         self.source = torch.where(numbers < torch.tensor(totals, device=device)[:, None], numbers, -1)
 
+    def states(self, hidden: Tensor, groups: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+        """States of the tokens that are left, [images, left, patches of a token, dim], and their columns.
+
+        Args:
+            hidden: states of all columns, behind `prefix` others.
+            groups: columns of each token, as the attribute of this name.
+        """
+        assert self.source is not None
+        index = groups[self._flat(self.source)] + prefix  # [images, left, patches of a token]
+        if self.packed:
+            return hidden.reshape(-1, hidden.shape[-1])[index], index
+        return gather(hidden, index.flatten(1)).unflatten(1, index.shape[1:]), index
+
     def tokens(
-        self, hidden: Tensor, found: dict[Any, Tensor], grids: Sequence[tuple[int, int] | None]
+        self, states: Tensor, found: dict[Any, Tensor], grids: Sequence[tuple[int, int] | None]
     ) -> dict[str, Any]:
         """What a policy sees besides attention: fields of `VisualTokens`.
 
         Args:
-            hidden: states of all columns.
+            states: of the tokens that are left, see `states`.
             found: values by patch, [rows, ..., patches]; turned into values by token in place, [images, ..., tokens].
             grids: of each image.
         """
         assert self.groups is not None
         assert self.source is not None
-        index = self.groups[self._flat(self.source)]  # [images, left, patches of a token]
-        states = hidden.reshape(-1, hidden.shape[-1]) if self.packed else hidden
-        if self.packed:
-            states = states[index]
-        else:
-            states = gather(states, index.flatten(1) + self.prefix).unflatten(1, index.shape[1:])
+        hidden = states
         everything = self._flat(torch.arange(max(self.totals), device=hidden.device).expand(len(self.totals), -1))
         for key, values in found.items():
             pooled = values[..., self.groups].mean(-1)
@@ -130,6 +147,24 @@ class Run:
             "alive": tuple((count,) for count in self.counts),
             "memory": self.memory,
         }
+
+    def merge(self, hidden: Tensor, states: Tensor, index: Tensor, selection: Selection) -> Tensor:
+        """Write merged tokens over the columns of those that stay; `states` and `index` as `states` returned them.
+
+        Patches of a token are merged each with those at the same place of the other tokens.
+        """
+        if selection.extra is not None and states.shape[2] > 1:
+            raise PolicyError("Selection.extra cannot be mixed with tokens that are made of several patches.")
+        means = merged(states.flatten(2), selection)  # [images, kept, patches of a token * dim]
+        width = index.shape[-1]
+        means = means.unflatten(-1, (width, -1)).flatten(1, 2)
+        kept = selection.kept.to(index.device)
+        columns = index.gather(1, kept.clamp(min=0)[..., None].expand(-1, -1, width))
+        columns = columns.masked_fill(kept[..., None] < 0, -1).flatten(1)
+        if self.packed:
+            means, columns = means.flatten(0, 1)[None], columns.flatten()[None]
+        flat = hidden.reshape(columns.shape[0], -1, hidden.shape[-1])
+        return scatter(means.to(hidden.dtype), columns, flat.shape[1], flat).view(hidden.shape)
 
     def keep(self, stage: Stage, selection: Selection, counts: tuple[int, ...]) -> None:
         """Drop what a policy dropped."""
@@ -148,12 +183,31 @@ class Run:
         columns = torch.zeros(stays.shape[0], self.patches, dtype=torch.bool, device=stays.device)
         columns = columns.scatter(1, self.groups.flatten().expand(len(stays), -1), stays.repeat_interleave(size, 1))
         most = sum(counts) if self.packed else max(counts)
-        if most * size == self.groups.numel():
+        ragged = not self.packed and min(counts) != most
+        if most * size == self.groups.numel() and selection.bias is None and not ragged:
             self.left = None
             return
-        index, _ = first_columns(columns, most * size)
+        index, real = first_columns(columns, most * size)
         first = torch.arange(self.prefix, device=index.device).expand(len(index), -1)
-        self.left = torch.cat([first, index + self.prefix], 1)
+        self.left = torch.cat([first, (index + self.prefix).masked_fill(~real, -1)], 1)
+        self.mask = self._bias(selection, kept, ragged)
+
+    def _bias(self, selection: Selection, kept: Tensor, ragged: bool) -> Tensor | None:
+        """What is added to the logits of the columns that are left, [rows, 1, 1, left]."""
+        if selection.bias is None and not ragged:
+            return None
+        if self.packed:
+            raise PolicyError("Selection.bias: an encoder that runs on all images in one sequence takes no mask.")
+        assert self.groups is not None
+        assert self.left is not None
+        added = torch.zeros(kept.shape, device=kept.device) if selection.bias is None else selection.bias.float()
+        added = spread(added, kept, max(self.totals))  # by token
+        size = self.groups.shape[1]
+        patches = added.new_zeros(len(kept), self.patches)
+        patches = patches.scatter(1, self.groups.flatten().expand(len(kept), -1), added.repeat_interleave(size, 1))
+        whole = torch.nn.functional.pad(patches, (self.prefix, 0))
+        mask = whole.gather(1, self.left.clamp(min=0))
+        return mask.masked_fill(self.left < 0, torch.finfo(mask.dtype).min)[:, None, None]
 
     def _flat(self, source: Tensor) -> Tensor:
         """Numbers in `groups` of tokens [images, tokens]."""
@@ -176,11 +230,25 @@ class Run:
         names = ["hidden_states", *["attention_mask"] * bool(len(args) > 1), *["" for _ in args[2:]]][: len(args)]
         self.full = args[0] if args else kwargs["hidden_states"]
         cut = tuple(self._cut(name, value) for name, value in zip(names, args, strict=True))
-        return cut, {name: self._cut(name, value) for name, value in kwargs.items()}
+        kwargs = {name: self._cut(name, value) for name, value in kwargs.items()}
+        if self.mask is not None and len(args) < 2 and "attention_mask" not in kwargs:
+            kwargs["attention_mask"] = self._cut("attention_mask", None)
+        return cut, kwargs
 
     def _cut(self, name: str, value: Any) -> Any:
         assert self.left is not None
         assert self.full is not None
+        if name == "attention_mask" and self.mask is not None:
+            length = self.left.shape[1]
+            mask = self.mask.to(self.full.dtype).clamp(min=torch.finfo(self.full.dtype).min).expand(-1, -1, length, -1)
+            if value is None:
+                return mask
+            if isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point():
+                return cut_mask(value, self.left, self.left) + mask
+            raise UnsupportedInputError(
+                "Images keep different numbers of patches (or weigh them), which the mask of this encoder's attention"
+                " cannot say; load the model with attn_implementation='sdpa' or 'eager'."
+            )
         if isinstance(value, tuple):
             return tuple(self._cut(name, item) for item in value)
         if not isinstance(value, Tensor):

@@ -70,6 +70,19 @@ class LanguageModel:
         """Number of decoder layers."""
         return len(self.decoder_layers)
 
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm behind the last decoder layer.
+
+        Raises:
+            NeedsError: it has none of the usual names.
+        """
+        for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f"):
+            found = getattr(self.text_model, name, None)
+            if isinstance(found, nn.Module):
+                return found
+        raise NeedsError(f"The final norm of {type(self.text_model).__name__} is read, but no part is named as one.")
+
     def sees_images(self, layer: int) -> bool:
         """Whether text looks at all columns in a decoder layer, and not only at those in a window before it."""
         kinds = getattr(self.text_config, "layer_types", None)

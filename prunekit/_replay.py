@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunekit.tokens import Selection
+from prunekit.selection import Selection
 
 __all__ = ["Replay"]
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunekit._align import Layers, align, pick, pick_keys, spread, take
-from prunekit._call import Call, Sent, merge
+from prunekit._align import Layers, align, pick, pick_states, side_inputs, spread, take
+from prunekit._call import Call, Sent, merge, text_columns
 from prunekit._replay import Replay
 from prunekit._vision import Select, VisionSide
+from prunekit.adapter import ModelAdapter
 from prunekit.errors import UnsupportedInputError
 from prunekit.plan import Plan
+from prunekit.selection import Selection
 from prunekit.sequence import first_columns, gather
-from prunekit.tokens import Selection, VisualTokens
+from prunekit.tokens import VisualTokens
 from prunekit.trace import TraceRecord
 
 __all__ = ["Stages"]
@@ -24,8 +27,17 @@ __all__ = ["Stages"]
 class Stages:
     """The stages of a plan; by layer, those of the language model (0 is the input)."""
 
-    def __init__(self, plan: Plan, layers: Layers, select: Select, record: Callable[[TraceRecord], None]) -> None:
-        self.plan, self.layers, self.select, self.record = plan, layers, select, record
+    def __init__(
+        self,
+        plan: Plan,
+        adapter: ModelAdapter,
+        layers: Layers,
+        select: Select,
+        record: Callable[[TraceRecord], None],
+        side: dict[str, Tensor],
+    ) -> None:
+        self.plan, self.adapter, self.layers, self.select, self.record = plan, adapter, layers, select, record
+        self.side = side
         self.by_layer = {stage.where.index: stage for stage in plan.stages if stage.where.part > 0}
 
     @cached_property
@@ -68,8 +80,14 @@ class Stages:
                 call.keep(kept, counts)
                 call.restored, call.alive = True, alive  # layer 0 is handed all columns
 
-    def run(self, call: Call, layer: int, hidden: Tensor, vision: VisionSide, replay: Replay) -> Tensor:
-        """Run the stage before `layer` on the states of the columns that are left; returns those of the kept ones."""
+    def run(
+        self, call: Call, layer: int, hidden: Tensor, vision: VisionSide, replay: Replay, ahead: Callable[[], None]
+    ) -> Tensor:
+        """Run the stage before `layer` on the states of the columns that are left; returns those of the kept ones.
+
+        Args:
+            ahead: reads the attention of `layer` into `call.attention`.
+        """
         stage, sequence = self.by_layer[layer], call.sequence
         assert sequence is not None
         assert call.sent is not None
@@ -78,52 +96,92 @@ class Stages:
         if call.replay:
             selection, counts = replay.decisions[stage.site]
         else:
-            tokens = self._tokens(call, layer, hidden, columns, source, vision)
+            if any(rows.ahead for rows in stage.policy.needs.attention):
+                ahead()
+            tokens = self._tokens(call, layer, hidden, columns, valid, source, vision)
             selection, counts = self.select(stage, tokens)
             if replay.ids is not None:
                 replay.decisions[stage.site] = selection, counts
             self._note(stage.site, call, selection, source)
             call.alive = tokens.left_per_image(stage.keep)
-        if counts == sequence.visual and selection.owner is None:
+        if counts == sequence.visual and not selection.merges:
             return hidden  # everything stays: nothing to gather
         index = call.keep(selection.kept, counts)
-        if selection.owner is None:
+        if not selection.merges:
             return gather(hidden, index)
         assert call.sequence is not None
         return merge(hidden, columns, selection, index, call.sequence)
 
     def _tokens(
-        self, call: Call, layer: int, hidden: Tensor, columns: Tensor, source: Tensor, vision: VisionSide
+        self,
+        call: Call,
+        layer: int,
+        hidden: Tensor,
+        columns: Tensor,
+        valid: Tensor,
+        source: Tensor,
+        vision: VisionSide,
     ) -> VisualTokens:
         stage, sequence, sent = self.by_layer[layer], call.sequence, call.sent
         assert sequence is not None
         assert sent is not None
-        found = dict(call.attention)
+        needs, found = stage.policy.needs, dict(call.attention)
         for (site, rows), at in self.layers.items():
             if site == stage.site and rows.of_vision:
                 found[rows, at] = align(vision.attention(rows, at), sent, vision.encoded)
-        text = real = None
-        if stage.policy.needs.text:
-            text, real = first_columns((sequence.origin >= 0) & (sequence.ordinal < 0), max(sequence.other))
-            real = real.to(hidden.device)
+        visual = gather(hidden, columns)
+        states = pick_states(stage, self.layers, found, lambda full: take(full, source))
+        origin = sequence.origin.gather(1, columns)
+        fields: dict[str, Any] = {}
+        if needs.of_text:
+            text, real = text_columns(sequence)
+            seen = (sequence.ordinal >= 0).long().cumsum(1)  # visual tokens up to each column
+            fields = {
+                "text": gather(hidden, text),
+                "text_valid": real,
+                "question": (seen.gather(1, text) == seen[:, -1:]) & real,
+                "text_positions": (sequence.origin.gather(1, text) + call.base).masked_fill(~real, -1),
+            }
+        for wanted in needs.states:
+            if wanted.kind == "normed":
+                norm = self.adapter.final_norm
+                states[wanted] = norm(visual if wanted.of == "visual" else fields["text"])
+            elif wanted.kind == "embedding":
+                assert call.embeds is not None
+                place = origin if wanted.of == "visual" else sequence.origin.gather(1, text)
+                states[wanted] = gather(call.embeds, place)
+        if needs.patches:
+            fields["patches"] = self._patches(call, source, vision)
         sizes = {image for row in call.images or () for image in row}
         alike = next(iter(sizes)) if len(sizes) == 1 else None
         return VisualTokens(
-            hidden=gather(hidden, columns),
+            hidden=visual,
             source=source,
             valid=source >= 0,
             total=sent.counts,
             counts=sequence.visual,
             attention=pick(stage, self.layers, found, lambda full: take(full, source)),
-            keys=pick_keys(stage, self.layers, found, lambda full: take(full, source)),
-            text=None if text is None else gather(hidden, text),
-            text_valid=real,
+            keys=None if needs.keys is None else states[needs.keys],
+            states=states,
+            positions=(origin + call.base).masked_fill(~valid, -1),
+            side=side_inputs(stage, self.side),
+            **{name: value.to(hidden.device) for name, value in fields.items()},
             grid=None if alike is None else alike.grid,
             per_image=None if alike is None else alike.tokens,
             images=call.images,
             alive=call.alive,
             memory=call.memory,
         )
+
+    def _patches(self, call: Call, source: Tensor, vision: VisionSide) -> Tensor:
+        """The patch of each visual token at hand, tiles numbered within each row: [batch, visual, 2]."""
+        assert call.sent is not None
+        found = align(vision.patches().float(), call.sent, vision.encoded, -1)  # [batch, 2, visual]
+        found = take(found, source).long().transpose(1, 2)
+        none = (found[..., :1] < 0) | (source < 0)[..., None]
+        first = found[..., :1].masked_fill(none, 2**31).amin(1, keepdim=True)
+        start = torch.cat([first, torch.zeros_like(first)], -1)
+        return torch.where(none, -1, found - start)
 
     def _note(self, site: str, call: Call, selection: Selection, source: Tensor) -> None:
         assert call.sent is not None

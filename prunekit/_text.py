@@ -12,6 +12,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,18 +20,24 @@ from torch import Tensor, nn
 
 from prunekit._adapter import ModelAdapter
 from prunekit._align import Layers, images_of, spread
-from prunekit._call import Call, Sent, text_rows
+from prunekit._call import Call, Sent, text_columns, text_rows
 from prunekit._decoder import Decoder
 from prunekit._placeholders import check_counts, explain_positions
 from prunekit._replay import Replay
 from prunekit._stages import Stages
 from prunekit._vision import VisionSide
-from prunekit.attention import attention_rows, tap
+from prunekit.attention import attention_rows, look_ahead, tap
 from prunekit.cache import PrunedLayer, cache_layer, set_running
-from prunekit.errors import PruningWarning, UnsupportedCacheError, UnsupportedInputError, UnsupportedModelError
+from prunekit.errors import (
+    NeedsError,
+    PruningWarning,
+    UnsupportedCacheError,
+    UnsupportedInputError,
+    UnsupportedModelError,
+)
+from prunekit.needs import Rows, States
 from prunekit.patches import Encoded, Image
 from prunekit.sequence import Sequence, gather
-from prunekit.tokens import Keys, Rows
 from prunekit.trace import cost_scope
 
 __all__ = ["TextSide"]
@@ -59,6 +66,7 @@ class TextSide:
         self.holes = False  # whether some layer's cache holds padding
         self.replay = Replay()
         self.warned = False
+        self.embeds = any(w.kind == "embedding" for stage in stages.plan.stages for w in stage.policy.needs.states)
 
     def attach(self, hooks: ExitStack) -> None:
         """Attach everything; `hooks` takes it off again."""
@@ -75,9 +83,9 @@ class TextSide:
             handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
             if adapter.full_length_after(index):
                 handles.append(layer.register_forward_hook(self._after(index), prepend=True))
-        taps: dict[int, set[Rows | Keys]] = {}
+        taps: dict[int, set[Rows | States]] = {}
         for (_, rows), layer_index in self.layers.items():
-            if not rows.of_vision:
+            if not rows.of_vision and rows.of_layer:
                 taps.setdefault(layer_index, set()).add(rows)
         for layer_index, wanted in taps.items():
             observer = self._observer(layer_index, wanted)
@@ -194,6 +202,7 @@ class TextSide:
             columns, valid = call.sequence.visual_columns()
             call.replay = self.replay.begins(sent.ids, gather(embeds, columns) * valid[..., None])
         call.memory = dict(self.vision.memory)
+        call.embeds = embeds if self.embeds else None
         self.stages.leave_out(call, sent, self.vision)
 
     # --- decoder layers ----------------------------------------------------------------------------------------------
@@ -216,7 +225,8 @@ class TextSide:
             if call.restored and call.left is not None:
                 hidden, call.restored = gather(hidden, call.left), False
             if layer in self.stages.by_layer and call.sequence is not None:
-                hidden = self.stages.run(call, layer, hidden, self.vision, self.replay)
+                ahead = partial(self._ahead, call, layer, module, hidden, tuple(others), kwargs)
+                hidden = self.stages.run(call, layer, hidden, self.vision, self.replay, ahead)
             changed = self.decoder.cut(call, layer, hidden, tuple(others), kwargs)
             if changed is None and hidden is given:
                 return None
@@ -248,7 +258,21 @@ class TextSide:
         """Whether the call at hand is a prompt that is pruned."""
         return self.call is not None and self.call.sequence is not None
 
-    def _observer(self, layer: int, wanted: set[Rows | Keys]) -> Callable[..., None]:
+    def _ahead(
+        self, call: Call, layer: int, module: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Read the attention of a layer that has not run, on the states of all columns that are left."""
+        if call.base:
+            raise NeedsError(
+                "Rows(ahead=True) reads a layer that has not run, which a prompt behind a filled KV cache does not"
+                " allow; read the layer before the site instead (ahead=False)."
+            )
+        kwargs = {**kwargs, "past_key_values": None}
+        args, kwargs = self.decoder.cut(call, layer, hidden, args, kwargs) or (args, kwargs)
+        wanted = {rows for (_, rows), at in self.layers.items() if at == layer and not rows.of_layer}
+        look_ahead(module, self.adapter.attention(module), hidden, args, kwargs, self._observer(layer, wanted))
+
+    def _observer(self, layer: int, wanted: set[Rows | States]) -> Callable[..., None]:
         def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, **kwargs: Any) -> None:
             call = self.call
             if call is None or call.sequence is None or call.sent is None or call.replay:
@@ -257,15 +281,19 @@ class TextSide:
             ordinals = call.sequence.ordinal.gather(1, columns).masked_fill(~valid, -1)
             cached = key.shape[2] - query.shape[2]
             for rows in wanted:
-                if isinstance(rows, Keys):
-                    states = gather(key, columns + cached, 2).transpose(-1, -2)
-                    call.attention[rows, layer] = spread(states, ordinals, max(call.sent.counts))
+                if isinstance(rows, States):
+                    whole, of_text = key if rows.kind == "key" else kwargs["value"], rows.of == "text"
+                    place = text_columns(call.sequence)[0] if of_text else columns
+                    states = gather(whole, place + cached, 2).transpose(-1, -2)
+                    full = states if of_text else spread(states, ordinals, max(call.sent.counts))
+                    call.attention[rows, layer] = full
                     continue
                 index, real = text_rows(rows, call.sequence, call.sent)
                 with cost_scope(f"scorer.decoder.{layer}"):
                     seen = attention_rows(
                         module, query, key, mask, index, real, columns + cached,
-                        scaling=kwargs.get("scaling"), softcap=kwargs.get("softcap"), mean=rows.reduce == "mean",
+                        scaling=kwargs.get("scaling"), softcap=kwargs.get("softcap"),
+                        reduce=rows.reduce, joined=rows.joined,
                     )  # fmt: skip
                 call.attention[rows, layer] = spread(seen, ordinals, max(call.sent.counts))
 

@@ -21,34 +21,41 @@ import torch
 from torch import Tensor, nn
 
 from prunekit._adapter import ModelAdapter
-from prunekit._align import Layers, pick, pick_keys, take
+from prunekit._align import Layers, pick, pick_states, side_inputs, take
 from prunekit._encoder import Pruned, Run
 from prunekit._placeholders import wrap
 from prunekit.attention import attention_rows, tap
-from prunekit.errors import NeedsError, PolicyError, UnsupportedInputError
+from prunekit.errors import NeedsError, UnsupportedInputError
+from prunekit.needs import Rows, States
 from prunekit.patches import Encoded
-from prunekit.plan import Stage
+from prunekit.plan import Site, Stage
+from prunekit.selection import Selection
 from prunekit.sequence import gather
-from prunekit.tokens import Keys, Rows, Selection, VisualTokens
+from prunekit.tokens import VisualTokens
 from prunekit.trace import cost_scope
 
 __all__ = ["Select", "VisionSide"]
 
+CONNECTOR = Site.parse("connector")
 Select = Callable[[Stage, VisualTokens], tuple[Selection, tuple[int, ...]]]
 
 
 class VisionSide:
     """Hooks of the vision encoder, and what is known of the images of the latest prompt."""
 
-    def __init__(self, adapter: ModelAdapter, stages: dict[int, Stage], layers: Layers, select: Select) -> None:
-        self.adapter, self.stages, self.layers, self.select = adapter, stages, layers, select
-        self.taps: dict[int, set[Rows | Keys]] = {}
+    def __init__(
+        self, adapter: ModelAdapter, plan: tuple[Stage, ...], layers: Layers, select: Select, side: dict[str, Tensor]
+    ) -> None:
+        self.adapter, self.layers, self.select, self.side = adapter, layers, select, side
+        self.stages = {stage.where.index: stage for stage in plan if stage.where.part == 0}
+        self.taps: dict[int, set[Rows | States]] = {}
         for (_, rows), layer in layers.items():
-            if rows.of_vision:
+            if rows.of_vision and layer >= 0:
                 self.taps.setdefault(layer, set()).add(rows)
         self.encoded: dict[str, Encoded] = {}
         self.runs: dict[str, list[Run]] = {}
         self.open: str | None = None  # the kind that is being encoded
+        self.patched = any(stage.policy.needs.patches for stage in plan)
         self.done: Callable[[Encoded], None] = lambda encoded: None
 
     def attach(self, hooks: ExitStack) -> None:
@@ -56,13 +63,21 @@ class VisionSide:
         for kind in ("image", "video"):
             wrap(self.adapter.core, f"get_{kind}_features", functools.partial(self._watched, kind), hooks)
         layers = self.adapter.vision_layers
-        if layers is None or not (self.stages or self.taps):
+        if layers is None or not (self.stages or self.taps or self.patched):
             return
         handles: list[Any] = [layers[0].register_forward_pre_hook(self._start, with_kwargs=True)]
         for index, wanted in self.taps.items():
-            handles += tap(self.adapter.vision_attention(layers[index]), self._observer(index, wanted))
+            states = [each for each in wanted if isinstance(each, States) and each.kind == "hidden"]
+            if len(states) < len(wanted):
+                handles += tap(self.adapter.vision_attention(layers[index]), self._observer(index, wanted))
+            if states:
+                handles.append(layers[index].register_forward_hook(self._states_of(index, states)))
+        if CONNECTOR.index in self.stages:
+            projector = self.adapter.projector
+            assert projector is not None  # check_site has seen to it
+            handles.append(projector.register_forward_pre_hook(self._connector, with_kwargs=True))
         first = min(self.stages, default=len(layers))
-        for index in range(first, len(layers)):
+        for index in range(first, len(layers)):  # none where the only stage is at the connector
             if index > first:
                 handles.append(layers[index].register_forward_pre_hook(self._shorten, with_kwargs=True))
             handles.append(layers[index].register_forward_hook(self._after(index), prepend=True))
@@ -110,7 +125,7 @@ class VisionSide:
         """Kinds of the latest prompt, images before videos."""
         return sorted(self.encoded)
 
-    def attention(self, rows: Rows | Keys, layer: int) -> Tensor:
+    def attention(self, rows: Rows | States, layer: int) -> Tensor:
         """Tapped rows by visual token, images before videos: [tokens of all images, ...].
 
         Raises:
@@ -126,6 +141,26 @@ class VisionSide:
                 )
             values = torch.cat([run.values(rows, layer) for run in runs])
             parts.append(self._to_tokens(values, self.encoded[kind]))
+        return torch.cat(parts)
+
+    def patches(self) -> Tensor:
+        """The patch of each visual token: [tokens of all images, 2], tile (row of the encoder) and place; -1 if none.
+
+        Raises:
+            NeedsError: the encoder did not run inside the session, or tokens are made of several patches.
+        """
+        parts, tile = [], 0
+        for kind in self.kinds or [""]:
+            runs = self.runs.get(kind, [])
+            if not runs or self.adapter.packed or self.adapter.merge > 1:
+                raise NeedsError("The patch of each visual token is read, but tokens of this model have no one patch.")
+            rows, patches = sum(run.rows for run in runs), runs[0].patches
+            number = torch.arange(tile, tile + rows)[:, None].expand(-1, patches)
+            place = torch.arange(patches).expand(rows, -1)
+            values = torch.stack([number, place, torch.ones_like(place)], 1).float()
+            found = self._to_tokens(values.to(_device(self.encoded[kind].output)), self.encoded[kind]).round().long()
+            parts.append(torch.where(found[:, 2:] > 0, found[:, :2], -1))
+            tile += rows
         return torch.cat(parts)
 
     def _to_tokens(self, values: Tensor, encoded: Encoded) -> Tensor:
@@ -191,7 +226,7 @@ class VisionSide:
         runs = self.runs.get(self.open or "")
         return runs[-1] if runs else None
 
-    def _observer(self, layer: int, wanted: set[Rows | Keys]) -> Callable[..., None]:
+    def _observer(self, layer: int, wanted: set[Rows | States]) -> Callable[..., None]:
         def observe(
             module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: Any = None, **kwargs: Any
         ) -> None:
@@ -203,20 +238,61 @@ class VisionSide:
             bounds = kwargs.get("cu_seq_lens_q")  # FlashAttention takes all images of a packed encoder in one call
             segments = None if bounds is None else torch.bucketize(numbers, bounds[1:].to(key.device), right=True)
             for rows in wanted:
-                if isinstance(rows, Keys):
-                    run.note(rows, layer, gather(key, columns, 2).transpose(-1, -2))
+                if isinstance(rows, States):
+                    if rows.kind != "hidden":
+                        self._note(run, rows, layer, key if rows.kind == "key" else kwargs["value"], columns)
                     continue
                 index = columns if rows.queries == "visual" else torch.zeros_like(columns[:, :1])
                 with cost_scope(f"scorer.vision.{layer}"):
                     seen = attention_rows(
                         module, query, key, mask, index, torch.ones_like(index, dtype=torch.bool), columns,
-                        scaling=scaling, mean=rows.reduce == "mean", segments=segments,
+                        scaling=scaling, reduce=rows.reduce, joined=rows.joined, segments=segments,
                     )  # fmt: skip
                 if run.packed:
                     seen = seen / _visible(mask, segments)  # averaged over the rows of all images; only its own look
                 run.note(rows, layer, seen)
 
         return observe
+
+    def _note(self, run: Run, wanted: States, layer: int, states: Tensor, columns: Tensor) -> None:
+        """Note states [rows, ..., columns, dim] of the patches or of [CLS]."""
+        if wanted.of == "cls":
+            run.first[wanted, layer] = states[..., :1, :].transpose(-1, -2)
+        else:
+            seen = gather(states, columns, states.ndim - 2).transpose(-1, -2)
+            run.note(wanted, layer, seen, whole=wanted.kind == "hidden")
+
+    def _states_of(self, layer: int, wanted: list[States]) -> Callable[..., None]:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            run = self._run
+            if run is None:
+                return
+            hidden = output[0] if isinstance(output, tuple) else output
+            rows = hidden.reshape(run.rows, -1, hidden.shape[-1])
+            columns = torch.arange(run.prefix, rows.shape[1], device=rows.device).expand(len(rows), -1)
+            for each in wanted:
+                self._note(run, each, layer, rows, columns)
+
+        return note
+
+    def _connector(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        run = self._run
+        if run is None:
+            return None
+        name, hidden = next(iter([*enumerate(args), *kwargs.items()]))
+        adapter, encoded = self.adapter, self.encoded[self.open or ""]
+        groups = adapter.patches_of_tokens(run.patches, encoded)
+        if hidden.ndim != 3 or len(hidden) != run.rows or hidden.shape[1] not in (run.patches, len(groups)):
+            raise UnsupportedInputError(
+                f"The projector of {type(adapter.model).__name__} is given features {list(hidden.shape)}, not"
+                f" [images, {run.patches} patches, dim]; place the stage at 'vision.{adapter.feature_layer}'."
+            )
+        single = torch.arange(len(groups), device=hidden.device)[:, None]
+        columns = single if len(groups) == hidden.shape[1] else None
+        hidden = self._prune(run, self.stages[CONNECTOR.index], hidden, columns, 0)
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, name: hidden}
 
     def _shorten(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         run = self._run
@@ -231,34 +307,44 @@ class VisionSide:
                 return output
             hidden = run.restore(output[0] if isinstance(output, tuple) else output)
             if stage is not None:
-                self._prune(run, stage, hidden)
+                hidden = self._prune(run, stage, hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return after
 
-    def _prune(self, run: Run, stage: Stage, hidden: Tensor) -> None:
+    def _prune(
+        self, run: Run, stage: Stage, hidden: Tensor, groups: Tensor | None = None, prefix: int | None = None
+    ) -> Tensor:
+        """Ask a stage's policy about states of all columns; returns them, merged tokens written over.
+
+        Args:
+            groups: columns of each token among those of `hidden`, and `prefix` the columns before the first; by default
+                those of the encoder.
+        """
         adapter, encoded = self.adapter, self.encoded[self.open or ""]
         if run.source is None:
-            groups = adapter.patches_of_tokens(run.patches, encoded)
-            totals = adapter.packed_tokens(encoded) if run.packed else (int(groups.shape[0]),) * run.rows
-            run.begin(groups, totals, hidden.device)
-        found = {key: run.values(*key) for key in run.found}
-        fields = run.tokens(hidden, found, [adapter.grid_of(total) for total in run.totals])
+            all_groups = adapter.patches_of_tokens(run.patches, encoded)
+            totals = adapter.packed_tokens(encoded) if run.packed else (int(all_groups.shape[0]),) * run.rows
+            run.begin(all_groups, totals, hidden.device)
+        assert run.groups is not None
+        prefix = run.prefix if prefix is None else prefix
+        before, index = run.states(hidden, run.groups if groups is None else groups, prefix)
+        found: dict[tuple[Rows | States, int], Tensor] = {key: run.values(*key) for key in run.found}
+        fields = run.tokens(before, found, [adapter.grid_of(total) for total in run.totals])
+        states = pick_states(stage, self.layers, found | run.first, lambda full: take(full, fields["source"]))
         tokens = VisualTokens(
             **fields,
             attention=pick(stage, self.layers, found, lambda full: take(full, fields["source"])),
-            keys=pick_keys(stage, self.layers, found, lambda full: take(full, fields["source"])),
+            keys=None if stage.policy.needs.keys is None else states[stage.policy.needs.keys],
+            states=states,
+            prefix=run.prefix,
+            side=side_inputs(stage, self.side),
         )
         selection, counts = self.select(stage, tokens)
-        if selection.owner is not None:
-            raise PolicyError(
-                f"Stage({stage.site!r}): merging inside the vision encoder is not supported; use 'input'."
-            )
-        if not run.packed and min(counts) != max(counts):
-            raise PolicyError(
-                f"Stage({stage.site!r}): inside the vision encoder every image must keep equally many patches."
-            )
+        if selection.merges:
+            hidden = run.merge(hidden, before, index, selection)
         run.keep(stage, selection, counts)
+        return hidden
 
 
 def _visible(mask: Any, segments: Tensor | None) -> Tensor | float:
@@ -277,3 +363,8 @@ def _features(output: Any) -> Any:
         if getattr(output, name, None) is not None:
             return getattr(output, name)
     return output if isinstance(output, (Tensor, tuple, list)) else None
+
+
+def _device(output: Any) -> torch.device:
+    features = _features(output)
+    return (features if isinstance(features, Tensor) else features[0]).device

@@ -22,10 +22,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prunekit.errors import NeedsError
 from prunekit.sequence import gather
 
-__all__ = ["Observer", "attention_rows", "tap"]
+__all__ = ["Observer", "attention_rows", "look_ahead", "tap"]
 
 Observer = Callable[..., None]
-"""Called as `observer(module, query, key, mask, scaling, **kwargs)` before the layer's own attention."""
+"""Called as `observer(module, query, key, mask, value=..., scaling=..., **kwargs)` before the layer's own attention."""
 
 _CHUNK = 128  # rows computed at a time: memory grows with rows x keys of a chunk, not with the whole map
 
@@ -52,6 +52,40 @@ def tap(module: nn.Module, observer: Observer, wanted: Callable[[], bool] = lamb
 
     handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
     return [*handles, _Closing(module)]
+
+
+class _Seen(Exception):
+    """Ends a look ahead once queries and keys have been shown."""
+
+
+def look_ahead(
+    layer: nn.Module, attention: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: Any, observer: Observer
+) -> None:
+    """Show a layer's queries and keys for given states, and stop before its attention is computed.
+
+    The layer's own code makes them (norm, projections, rotary embedding), without a cache, so that nothing is left
+    behind and nothing is copied from any model family.
+
+    Args:
+        layer: a decoder layer.
+        attention: its attention module.
+        hidden: states [batch, length, dim]; `args` and `kwargs` are what the layer is given besides.
+        observer: is shown queries and keys.
+    """
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        observer(*args, **kwargs)
+        raise _Seen
+
+    handles = tap(attention, stop)
+    try:
+        layer.forward(hidden, *args, **kwargs)
+    except _Seen:
+        return
+    finally:
+        for handle in handles:
+            handle.remove()
+    raise NeedsError(f"The attention of {type(layer).__name__} cannot be read: it calls no attention function.")
 
 
 class _Closing:
@@ -102,7 +136,7 @@ class _Switch:
     ) -> Any:
         observer = self.observers.get(module)
         if observer is not None:
-            observer(module, query, key, attention_mask, **kwargs)
+            observer(module, query, key, attention_mask, value=value, **kwargs)
         function = self.before or _mapping(module)._global_mapping.get(_implementation(module)) or _own_eager(module)
         return function(module, query, key, value, attention_mask, **kwargs)
 
@@ -137,7 +171,8 @@ def attention_rows(
     *,
     scaling: float | None = None,
     softcap: float | None = None,
-    mean: bool = True,
+    reduce: str | None = "mean",
+    joined: bool = False,
     segments: Tensor | None = None,
 ) -> Tensor:
     """Attention of chosen query rows to chosen key columns, softmax over all keys, in float32.
@@ -148,12 +183,18 @@ def attention_rows(
         mask: what the layer's attention was given.
         rows: query rows, [batch, rows]; `real` marks those that exist.
         columns: key columns, [batch, columns].
-        mean: average over heads and real rows.
+        reduce: `mean` averages over heads and real rows; `max` takes the largest of the heads and averages over rows.
+        joined: take all heads as one wide one.
         segments: numbers of the parts of the sequence that see only themselves, [keys] (images, under FlashAttention).
 
     Returns:
-        [batch, columns] if `mean`, else [batch, heads, rows, columns] with rows that are not real set to 0.
+        [batch, columns] if reduced, else [batch, heads, rows, columns] with rows that are not real set to 0.
     """
+    if joined:
+        wide = query.shape[1] * query.shape[-1]
+        query = rearrange(query, "b h q d -> b 1 q (h d)")
+        key = rearrange(key.repeat_interleave(wide // key[0, :, 0].numel(), 1), "b h k d -> b 1 k (h d)")
+        scaling = None
     keys = key.shape[2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     offset = keys - query.shape[2]
@@ -170,8 +211,10 @@ def attention_rows(
             apart = segments[index][:, None, :, None] != segments
             logits = logits.masked_fill(apart, torch.finfo(logits.dtype).min)
         chunk = gather(logits.softmax(-1), columns, 3) * exists[:, None, :, None]
-        parts.append(chunk.mean(1).sum(1) if mean else chunk)
-    if not mean:
+        if reduce is not None:
+            chunk = (chunk.mean(1) if reduce == "mean" else chunk.amax(1)).sum(1)
+        parts.append(chunk)
+    if reduce is None:
         return torch.cat(parts, 2)
     return torch.stack(parts).sum(0) / real.sum(1, keepdim=True)
 

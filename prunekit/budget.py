@@ -13,35 +13,36 @@ from typing import Any
 
 from prunekit.errors import BudgetError
 from prunekit.keep import Keep
-from prunekit.plan import Method, Plan, Stage
+from prunekit.plan import Method, Plan, Shape, Stage
 
 __all__ = ["average_tokens", "match_average", "tokens_per_layer"]
 
 Items = Method | Stage | Sequence[Stage | Method]
 
 
-def tokens_per_layer(items: Items, visual: int, depth: int) -> tuple[int, ...]:
+def tokens_per_layer(items: Items, visual: int, depth: Shape | int) -> tuple[int, ...]:
     """Visual tokens that enter each of `depth` decoder layers, of a sample with `visual` of them.
 
     Raises:
         BudgetError: a stage keeps more than there are, or decides the number itself (it depends on the data).
     """
     plan = Plan.of(_list(items), depth)
-    levels = [visual] * depth
+    layers = _layers(depth)
+    levels = [visual] * layers
     for stage, count in zip(plan.stages, plan.check(visual), strict=True):
         if count is None:
             raise BudgetError(f"Stage({stage.site!r}) decides the number of tokens by itself; it cannot be planned.")
         start = stage.where.index if stage.where.part == 2 else 0
-        levels[start:] = [count] * (depth - start)
+        levels[start:] = [count] * (layers - start)
     return tuple(levels)
 
 
-def average_tokens(items: Items, visual: int, depth: int) -> float:
+def average_tokens(items: Items, visual: int, depth: Shape | int) -> float:
     """Mean of `tokens_per_layer`: visual tokens per decoder layer."""
-    return sum(tokens_per_layer(items, visual, depth)) / depth
+    return sum(tokens_per_layer(items, visual, depth)) / _layers(depth)
 
 
-def match_average(items: Items, average: float, *, visual: int, depth: int) -> tuple[Stage, ...]:
+def match_average(items: Items, average: float, *, visual: int, depth: Shape | int) -> tuple[Stage, ...]:
     """Turn a method's own knob until its average comes as near as possible to `average`, and not above.
 
     The knob of a `Method` is its field `keep`, in whole tokens; that of a list of stages is a common factor on the
@@ -51,7 +52,7 @@ def match_average(items: Items, average: float, *, visual: int, depth: int) -> t
         items: a method, a stage or stages.
         average: wanted visual tokens per decoder layer.
         visual: visual tokens of a sample.
-        depth: decoder layers.
+        depth: decoder layers, or the model's `Shape` for methods that prune inside the vision encoder.
 
     Raises:
         BudgetError: the average is outside of what the method can reach; the message gives its range.
@@ -61,7 +62,7 @@ def match_average(items: Items, average: float, *, visual: int, depth: int) -> t
     if not reach[0] <= average * (1 + 1e-9) or average > visual:
         name = type(items).__name__ if isinstance(items, Method) else "this list of stages"
         raise BudgetError(
-            f"{name} cannot reach {average:g} visual tokens per decoder layer; on {depth} layers and {visual}"
+            f"{name} cannot reach {average:g} visual tokens per decoder layer; on {_layers(depth)} layers and {visual}"
             f" tokens its range is {reach[0]:g} to {min(reach[1], visual):g}."
         )
     least, most = 1, visual  # average_tokens grows with the knob: find the largest setting that is not above
@@ -74,7 +75,7 @@ def match_average(items: Items, average: float, *, visual: int, depth: int) -> t
     return _at(items, least, visual, depth)
 
 
-def _at(items: Items, tokens: int, visual: int, depth: int) -> tuple[Stage, ...]:
+def _at(items: Items, tokens: int, visual: int, depth: Shape | int) -> tuple[Stage, ...]:
     """Stages at one setting of the knob, `tokens` of `visual`."""
     if isinstance(items, Method) and is_dataclass(items) and hasattr(items, "keep"):
         knob: Any = tokens
@@ -89,6 +90,10 @@ def _at(items: Items, tokens: int, visual: int, depth: int) -> tuple[Stage, ...]
         replace(stage, keep=Keep(tokens=min(visual, max(1, round(count * tokens / last)))))
         for stage, count in ((stage, stage.count(visual) or 1) for stage in plan.stages)
     )
+
+
+def _layers(depth: Shape | int) -> int:
+    return depth if isinstance(depth, int) else depth.depth
 
 
 def _list(items: Items) -> list[Stage | Method]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from prunekit.errors import BudgetError, PolicyError, SiteError, nearest
 from prunekit.keep import Keep
 from prunekit.policy import PruningPolicy
 
-__all__ = ["Method", "Plan", "Site", "Stage"]
+__all__ = ["Method", "Plan", "Shape", "Site", "Stage"]
 
-_SITE = re.compile(r"(?P<part>vision|decoder)\.(?P<index>\d+)|input")
+_SITE = re.compile(r"(?P<part>vision|decoder)\.(?P<index>\d+)|connector|input")
+_CONNECTOR = 1 << 16  # as a layer of the encoder: after all of them
 
 
 @dataclass(frozen=True, order=True)
@@ -23,9 +23,9 @@ class Site:
     """A place in the model, ordered as the forward pass visits them: the vision encoder, the input, the decoder.
 
     Attributes:
-        part: 0 for `vision.<i>` (after encoder layer i), 1 for `input` (between projector and language model), 2 for
-            `decoder.<i>` (before decoder layer i).
-        index: the layer, 0 for `input`.
+        part: 0 for `vision.<i>` (after encoder layer i) and `connector` (between encoder and projector), 1 for `input`
+            (between projector and language model), 2 for `decoder.<i>` (before decoder layer i).
+        index: the layer; 0 for `input`, beyond all layers for `connector`.
     """
 
     part: int
@@ -33,7 +33,7 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Read `vision.<i>`, `input` or `decoder.<i>`.
+        """Read `vision.<i>`, `connector`, `input` or `decoder.<i>`.
 
         Raises:
             SiteError: anything else, and `decoder.0`, which is `input`.
@@ -41,24 +41,34 @@ class Site:
         match = _SITE.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise SiteError(
-                f"{text!r} is no site; sites are 'vision.<i>' (after layer i of the vision encoder), 'input'"
-                f" (before the language model) and 'decoder.<i>' (before decoder layer i, i >= 1).{_nearest_site(text)}"
+                f"{text!r} is no site; sites are 'vision.<i>' (after layer i of the vision encoder), 'connector'"
+                " (before the projector), 'input' (before the language model) and 'decoder.<i>' (before decoder layer"
+                " i >= 1)."
+                f"{_nearest_site(text)}"
             )
         if match["part"] is None:
-            return cls(1, 0)
+            return cls(1, 0) if text == "input" else cls(0, _CONNECTOR)
         site = cls(0 if match["part"] == "vision" else 2, int(match["index"]))
         if site == cls(2, 0):
             raise SiteError("'decoder.0' is no site: pruning before the first decoder layer is pruning at 'input'.")
         return site
 
+    @property
+    def kind(self) -> str:
+        """`vision`, `connector`, `input` or `decoder`."""
+        return "connector" if self.index == _CONNECTOR else ("vision", "input", "decoder")[self.part]
+
     def __str__(self) -> str:
+        if self.index == _CONNECTOR:
+            return "connector"
         return ("vision.{}", "input", "decoder.{}")[self.part].format(self.index)
 
 
 def _nearest_site(text: object) -> str:
     word, _, index = str(text).partition(".")
-    hint = nearest(word, ("vision", "input", "decoder"))
-    return hint.replace("'?", f".{index}'?") if index.isdigit() and "input" not in hint else hint
+    hint = nearest(word, ("vision", "connector", "input", "decoder"))
+    layered = index.isdigit() and ("vision" in hint or "decoder" in hint)
+    return hint.replace("'?", f".{index}'?") if layered else hint
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Stage:
     """One step of a plan: a policy at a site with a budget.
 
     Attributes:
-        site: `vision.<i>`, `input` or `decoder.<i>`.
+        site: `vision.<i>`, `connector`, `input` or `decoder.<i>`.
         policy: what decides.
         keep: the budget; None only for policies that decide the number themselves.
     """
@@ -96,16 +106,41 @@ class Stage:
         return None if self.keep is None else self.keep.count(total)
 
 
-class Method(ABC):
-    """A named method: a frozen dataclass that answers with its stages for a given depth.
+@dataclass(frozen=True)
+class Shape:
+    """How many layers a model has.
 
-    By convention its field `keep` is the budget after the last stage, as an int (tokens), a float (ratio of the
-    original count) or a `Keep`; `prunekit.budget` turns this one knob to match methods with each other.
+    Attributes:
+        depth: decoder layers of the language model.
+        encoder: layers of the vision encoder; 0 where they are out of reach.
+        features: the encoder layer whose output becomes the visual tokens.
     """
 
-    @abstractmethod
+    depth: int
+    encoder: int = 0
+    features: int = -1
+
+
+class Method:
+    """A named method: a frozen dataclass that answers with its stages for a given model.
+
+    A subclass has `stages`, or `stages_of` where it must know the vision encoder. By convention its field `keep` is the
+    budget after the last stage, as an int (tokens), a float (ratio of the original count) or a `Keep`;
+    `prunekit.budget` turns this one knob to match methods with each other.
+
+    Attributes:
+        positions: the position ids of kept tokens as published, see `prune(..., positions="published")`.
+    """
+
+    positions: ClassVar[Literal["original", "compact"]] = "original"
+
     def stages(self, depth: int) -> tuple[Stage, ...]:
         """The stages of this method on a language model of `depth` decoder layers."""
+        raise SiteError(f"The stages of {type(self).__name__} depend on the vision encoder: ask stages_of(shape).")
+
+    def stages_of(self, shape: Shape) -> tuple[Stage, ...]:
+        """The stages of this method on a model of this shape."""
+        return self.stages(shape.depth)
 
 
 @dataclass(frozen=True)
@@ -115,17 +150,18 @@ class Plan:
     stages: tuple[Stage, ...]
 
     @classmethod
-    def of(cls, items: Sequence[Stage | Method], depth: int) -> Plan:
-        """Resolve stages and methods for a model of `depth` decoder layers.
+    def of(cls, items: Sequence[Stage | Method], shape: Shape | int) -> Plan:
+        """Resolve stages and methods for a model of this shape, or with as many decoder layers.
 
         Raises:
             PolicyError: an item is neither a stage nor a method.
             SiteError: two stages at one site, stages not in the order of the forward pass, or a layer beyond the depth.
             BudgetError: a later stage is asked to keep more than an earlier one leaves.
         """
-        stages: list[Stage] = []
+        shape = Shape(shape) if isinstance(shape, int) else shape
+        depth, stages = shape.depth, list[Stage]()
         for item in items:
-            stages.extend(_resolve(item, depth))
+            stages.extend(_resolve(item, shape))
         for stage in stages:
             if stage.where.part == 2 and stage.where.index >= depth:
                 raise SiteError(
@@ -138,7 +174,7 @@ class Plan:
             if before.where > after.where:
                 raise SiteError(
                     f"Stage {after.site!r} comes after {before.site!r}, but the forward pass reaches it first; list"
-                    " stages in the order of the forward pass: vision, input, decoder."
+                    " stages in the order of the forward pass: vision, connector, input, decoder."
                 )
             if _asks_more(after.keep, before.keep):
                 raise BudgetError(
@@ -180,11 +216,11 @@ def _asks_more(after: Keep | None, before: Keep | None) -> bool:
     return after.ratio is not None and before.ratio is not None and after.ratio > before.ratio
 
 
-def _resolve(item: Any, depth: int) -> tuple[Stage, ...]:
+def _resolve(item: Any, shape: Shape) -> tuple[Stage, ...]:
     if isinstance(item, Stage):
         return (item,)
     if isinstance(item, Method):
-        return item.stages(depth)
+        return item.stages_of(shape)
     hint = (
         " Put a policy into a Stage: Stage('input', policy, Keep(ratio=0.25))."
         if isinstance(item, PruningPolicy)

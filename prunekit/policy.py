@@ -10,8 +10,10 @@ from torch import Tensor
 
 from prunekit.errors import PolicyError
 from prunekit.keep import Keep
+from prunekit.needs import Needs
+from prunekit.selection import Selection
 from prunekit.sequence import first_columns
-from prunekit.tokens import Needs, Selection, VisualTokens
+from prunekit.tokens import VisualTokens
 
 __all__ = ["PruningPolicy", "ScoringPolicy", "top_k"]
 
@@ -25,12 +27,15 @@ class PruningPolicy(ABC):
         needs: what the policy reads besides the hidden states; a class attribute, or a property where it depends on
             fields.
         needs_keep: False for a policy that decides the number of tokens by itself and may be staged without `Keep`.
-        sites: the parts of a model where the policy has a meaning, of `vision`, `input` and `decoder`.
+        sites: the parts of a model where the policy has a meaning, of `vision`, `connector`, `input` and `decoder`.
+        coupled: whether a row's result depends on the other rows of the batch, as in some released code. Never so
+            unless asked for.
     """
 
     needs: Needs = Needs()
     needs_keep: bool = True
-    sites: tuple[str, ...] = ("vision", "input", "decoder")
+    sites: tuple[str, ...] = ("vision", "connector", "input", "decoder")
+    coupled: bool = False
 
     @abstractmethod
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit._align import Layers
 from prunekit._checks import Checks, check_selection
@@ -16,13 +17,15 @@ from prunekit._text import TextSide
 from prunekit._vision import VisionSide
 from prunekit.adapter import ModelAdapter, adapter_for
 from prunekit.errors import NeedsError, SessionError, SiteError
+from prunekit.needs import Rows, States
 from prunekit.plan import Method, Plan, Stage
-from prunekit.tokens import Keys, Rows, Selection, VisualTokens
+from prunekit.selection import Selection
+from prunekit.tokens import VisualTokens
 from prunekit.trace import TraceRecord, cost_scope
 
 __all__ = ["Session", "prune"]
 
-Positions = Literal["original", "compact"]
+Positions = Literal["original", "compact", "published"]
 
 
 class Session:
@@ -33,17 +36,18 @@ class Session:
         adapter: names of its parts.
         plan: the resolved stages.
         trace: one `TraceRecord` per stage and prefill, the latest last; clear it as you like.
+        side: tensors that only you can give to policies (`Needs.side`), by name; set them before the model runs.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, adapter: ModelAdapter, positions: Positions) -> None:
         self.model, self.plan, self.adapter, self.positions = model, plan, adapter, positions
         self.trace: list[TraceRecord] = []
+        self.side: dict[str, Tensor] = {}
         self.checks = Checks()
         self._hooks: ExitStack | None = None
         layers = _resolve_needs(plan, adapter)
-        encoder = {stage.where.index: stage for stage in plan.stages if stage.where.part == 0}
-        self._vision = VisionSide(adapter, encoder, layers, self._select)
-        run = Stages(plan, layers, self._select, self.trace.append)
+        self._vision = VisionSide(adapter, plan.stages, layers, self._select, self.side)
+        run = Stages(plan, adapter, layers, self._select, self.trace.append, self.side)
         self._text = TextSide(adapter, layers, self._vision, run, Decoder(adapter, positions == "compact"))
 
     def __repr__(self) -> str:
@@ -87,7 +91,8 @@ def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positi
     Args:
         model: a Hugging Face vision-language model of a supported family, unmodified.
         *stages_or_method: a named method such as `STAR(keep=0.25)`, or `Stage`s in the order of the forward pass.
-        positions: `original` leaves kept tokens their position ids; `compact` numbers what is left without gaps.
+        positions: `original` leaves kept tokens their position ids; `compact` numbers what is left without gaps;
+            `published` does what the method's authors do (`Method.positions`).
 
     Returns:
         A session, to be used as `with prune(...) as session`: its hooks are attached inside the block alone.
@@ -103,14 +108,16 @@ def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positi
     adapter = adapter_for(model)
     if not stages_or_method:
         raise SiteError("prune(model) needs at least one stage or a method, for example prune(model, STAR(keep=0.25)).")
+    if positions == "published":
+        positions = _published(stages_or_method)
     if positions not in ("original", "compact"):
-        raise SessionError(f"positions={positions!r}: allowed are 'original' and 'compact'.")
+        raise SessionError(f"positions={positions!r}: allowed are 'original', 'compact' and 'published'.")
     if positions == "compact":
         adapter.check_compact()
-    plan = Plan.of(stages_or_method, adapter.depth)
+    plan = Plan.of(stages_or_method, adapter.shape)
     for stage in plan.stages:
         adapter.check_site(stage.where)
-        if stage.site.partition(".")[0] not in stage.policy.sites:
+        if stage.where.kind not in stage.policy.sites:
             raise SiteError(
                 f"{type(stage.policy).__name__} cannot work at {stage.site!r}; its sites are"
                 f" {', '.join(stage.policy.sites)}."
@@ -118,21 +125,45 @@ def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positi
     return Session(model, plan, adapter, positions)
 
 
+def _published(items: Sequence[Stage | Method]) -> Positions:
+    """The positions of the only method there is."""
+    if len(items) != 1 or not isinstance(items[0], Method):
+        raise SessionError("positions='published' is what one named method does; give stages 'original' or 'compact'.")
+    return items[0].positions
+
+
 def _resolve_needs(plan: Plan, adapter: ModelAdapter) -> Layers:
     """Which layer each row set of each stage is read from, checked against the model before a hook is placed."""
     layers: Layers = {}
     for stage in plan.stages:
         needs = stage.policy.needs
-        wanted: list[Rows | Keys] = list(needs.attention)
-        if needs.keys is not None:
-            inside = stage.where.part < 2 if needs.keys.of_vision is None else needs.keys.of_vision
-            wanted.append(Keys(needs.keys.layer, inside))
+        wanted: list[Rows | States] = list(needs.attention)
+        for states in needs.all_states:
+            _check_states(stage, states)
+            if states.of_layer:
+                wanted.append(states.at(stage.where.part))
         for rows in wanted:
             layers[stage.site, rows] = _layer(stage, rows, adapter)
     return layers
 
 
-def _layer(stage: Stage, rows: Rows | Keys, adapter: ModelAdapter) -> int:
+def _check_states(stage: Stage, states: States) -> None:
+    """Refuse states that this part of the model does not have."""
+    who, vision = (
+        f"{type(stage.policy).__name__} at {stage.site!r} reads {states.queries!r}",
+        states.at(stage.where.part),
+    )
+    if states.of_layer and states.kind == "hidden" and not vision.of_vision:
+        raise NeedsError(f"{who} of a decoder layer; a policy reads those at its own site alone: `tokens.hidden`.")
+    if states.of == "cls" and (stage.where.part > 0 or not vision.of_vision):
+        raise NeedsError(f"{who}, which belong to one image; allowed at 'vision.<i>' and 'connector'.")
+    if states.of == "text" and (stage.where.part == 0 or (vision.of_vision and states.of_layer)):
+        raise NeedsError(f"{who}, but there is no text in the vision encoder; allowed at 'decoder.<i>' and 'input'.")
+    if not states.of_layer and stage.where.part == 0:
+        raise NeedsError(f"{who}, which exist in the language model; allowed at 'input' and 'decoder.<i>'.")
+
+
+def _layer(stage: Stage, rows: Rows | States, adapter: ModelAdapter) -> int:
     site, policy, model = stage.where, type(stage.policy).__name__, type(adapter.model).__name__
     if rows.of_vision:
         if adapter.vision_tower is None:
@@ -141,7 +172,7 @@ def _layer(stage: Stage, rows: Rows | Keys, adapter: ModelAdapter) -> int:
                 f" layers of that of {model}; allowed are policies that read the states alone, and at 'decoder.<i>'"
                 " those that read the language model."
             )
-        if rows.queries == "cls" and not adapter.has_cls:
+        if "cls" in (rows.queries, getattr(rows, "of", "")) and not adapter.has_cls:
             raise NeedsError(
                 f"{policy} reads the attention of [CLS], but the vision encoder of {model} has no [CLS] token; read"
                 " 'visual' instead, the attention of the patches to each other."
@@ -151,14 +182,16 @@ def _layer(stage: Stage, rows: Rows | Keys, adapter: ModelAdapter) -> int:
                 f"{policy} reads every row of {rows.queries!r}, but the vision encoder of {model} runs on the patches"
                 " of all images in one sequence; use Rows(..., reduce='mean')."
             )
-        own = site.index if site.part == 0 else adapter.feature_layer
+        own = site.index if site.kind == "vision" else adapter.feature_layer
         depth = adapter.vision_depth
-        latest = site.index if site.part == 0 else depth - 1
+        latest = site.index if site.kind == "vision" else depth - 1
     elif site.part < 2:
         raise NeedsError(
             f"{policy} reads attention from text to image ({rows.queries!r}), which exists only in the language"
             f" model; place it at 'decoder.<i>' instead of {stage.site!r}."
         )
+    elif isinstance(rows, Rows) and rows.ahead:
+        return site.index
     else:
         depth, latest = adapter.depth, site.index - 1
         wide = [layer for layer in range(latest + 1) if adapter.sees_images(layer)]

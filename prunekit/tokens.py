@@ -1,103 +1,21 @@
-"""What a policy sees (`VisualTokens`), what it asks for (`Needs`, `Rows`) and what it answers (`Selection`)."""
+"""What a policy sees: `VisualTokens`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prunekit.errors import BudgetError, NeedsError, nearest
+from prunekit.errors import BudgetError
 from prunekit.keep import Keep
+from prunekit.needs import Rows, States
 from prunekit.patches import Image
 
-__all__ = ["Keys", "Needs", "Queries", "Rows", "Selection", "VisualTokens"]
-
-Queries = Literal["cls", "visual", "last", "text", "instruction"]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A set of attention rows: which queries, of which layer, and how they are summed up.
-
-    Attributes:
-        queries: `cls` and `visual` are rows of the vision encoder; `last` (the last token), `text` (every text token
-            after the last visual one) and `instruction` (`text` without its last `cue` tokens) are rows of the
-            language model.
-        layer: the layer whose attention is read; negative counts from the end. None stands for the site's own: in the
-            vision encoder the layer that produces the features (at `vision.<i>`: layer i), in the language model the
-            last layer before the site in which text sees more than a window before it.
-        reduce: `mean` averages over heads and rows, in chunks, so that memory grows linearly with the tokens; None
-            hands over every head and row.
-        cue: tokens at the end of the prompt that belong to the chat template's cue for the answer and not to the
-            instruction (`ASSISTANT:` is 1 token for the bundled model and 5 for LLaVA-1.5's tokenizer).
-    """
-
-    queries: Queries
-    layer: int | None = None
-    reduce: Literal["mean"] | None = None
-    cue: int = 1
-
-    def __post_init__(self) -> None:
-        allowed = get_args(Queries)
-        if self.queries not in allowed:
-            raise NeedsError(
-                f"Rows({self.queries!r}): queries are {', '.join(allowed)}.{nearest(self.queries, allowed)}"
-            )
-        if self.cue < 0:
-            raise NeedsError(f"Rows(cue={self.cue}): must be at least 0.")
-
-    @property
-    def of_vision(self) -> bool:
-        """Whether these are rows of the vision encoder."""
-        return self.queries in ("cls", "visual")
-
-
-@dataclass(frozen=True)
-class Keys:
-    """The attention keys of the visual tokens, as the layer's attention receives them (after rotary embedding).
-
-    Attributes:
-        layer: the layer whose keys are read; negative counts from the end. None stands for the site's own (see `Rows`).
-        of_vision: whether it is a layer of the vision encoder or of the language model; None: of the encoder at
-            `vision.<i>` and `input`, of the language model at `decoder.<i>`.
-    """
-
-    layer: int | None = None
-    of_vision: bool | None = None
-
-    @property
-    def queries(self) -> str:
-        """Names them in messages, as `Rows.queries` does."""
-        return "keys"
-
-
-@dataclass(frozen=True, init=False)
-class Needs:
-    """What a policy reads besides the hidden states, declared so that it can be checked before anything runs.
-
-    Attributes:
-        attention: row sets, each a `Rows` or the short name of its queries.
-        keys: the attention keys of the visual tokens; True for those of the site's own layer.
-        text: whether the states of the text tokens are read.
-    """
-
-    attention: tuple[Rows, ...] = ()
-    keys: Keys | None = None
-    text: bool = False
-
-    def __init__(
-        self, attention: Rows | str | Iterable[Rows | str] = (), keys: Keys | bool = False, text: bool = False
-    ) -> None:
-        items = [attention] if isinstance(attention, (Rows, str)) else list(attention)
-        rows = tuple(item if isinstance(item, Rows) else Rows(item) for item in items)  # type: ignore[arg-type]
-        object.__setattr__(self, "attention", rows)
-        object.__setattr__(self, "keys", (Keys() if keys else None) if isinstance(keys, bool) else keys)
-        object.__setattr__(self, "text", text)
+__all__ = ["VisualTokens"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +37,16 @@ class VisualTokens:
         keys: attention keys, [batch, key heads, visual, head_dim], or None if not asked for.
         text: states of the text tokens, [batch, text, dim], or None if not asked for.
         text_valid: which entries of `text` are tokens, [batch, text].
+        question: which of them come after the last visual token, [batch, text].
+        states: what `Needs.states` asked for, by its `States`: [batch, tokens, dim], keys and values [batch, heads,
+            tokens, head_dim].
+        positions: column of each visual token in the prompt as it was sent, [batch, visual]; -1 where not valid. None
+            inside the vision encoder.
+        text_positions: the same of the text tokens, [batch, text]; given with `text`.
+        patches: the patch that each token was made from, [batch, visual, 2]: the number of its tile within the row and
+            its place in it; -1 for tokens without one (separators). None if not asked for.
+        prefix: tokens before the patches of an image inside the vision encoder ([CLS], registers); 0 elsewhere.
+        side: what `Needs.side` asked for.
         grid: rows and columns of the tokens of one image, if all images have the same; or None.
         per_image: visual tokens of one image, if all images have as many; or None.
         images: the images of each row, in order; None where they cannot be told apart.
@@ -135,6 +63,13 @@ class VisualTokens:
     keys: Float[Tensor, "batch heads visual head_dim"] | None = None
     text: Float[Tensor, "batch text dim"] | None = None
     text_valid: Bool[Tensor, "batch text"] | None = None
+    question: Bool[Tensor, "batch text"] | None = None
+    states: Mapping[States, Float[Tensor, "..."]] = field(default_factory=dict)
+    positions: Int[Tensor, "batch visual"] | None = None
+    text_positions: Int[Tensor, "batch text"] | None = None
+    patches: Int[Tensor, "batch visual 2"] | None = None
+    prefix: int = 0
+    side: Mapping[str, Tensor] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
     per_image: int | None = None
     images: tuple[tuple[Image, ...], ...] | None = None
@@ -204,30 +139,3 @@ class VisualTokens:
         widest = max(map(len, ends))
         bounds = torch.tensor([[*row, *[2**31] * (widest - len(row))] for row in ends], device=self.source.device)
         return (self.source[..., None] >= bounds[:, None]).sum(-1)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which tokens stay.
-
-    Attributes:
-        kept: positions among the tokens the policy saw (not original numbers), ascending, [batch, kept]; -1 fills
-            rows that keep fewer, at the right.
-        counts: tokens kept by each row, as host integers; None lets the core read them from `kept`.
-        scores: what the ranking was made from, [batch, visual], for the trace; or None.
-        owner: for merging, the slot in `kept` that each token is averaged into, [batch, visual]; -1 drops it. A kept
-            token owns itself.
-        weight: for merging, the weight of each token in its owner's average, [batch, visual]; None means 1.
-    """
-
-    kept: Int[Tensor, "batch kept"]
-    counts: tuple[int, ...] | None = None
-    scores: Float[Tensor, "batch visual"] | None = None
-    owner: Int[Tensor, "batch visual"] | None = None
-    weight: Float[Tensor, "batch visual"] | None = None
-
-    @classmethod
-    def everything(cls, tokens: VisualTokens) -> Selection:
-        """The selection that keeps all tokens."""
-        index = torch.arange(tokens.source.shape[1], device=tokens.source.device)
-        return cls(torch.where(tokens.valid, index, -1), tokens.counts)

@@ -16,6 +16,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", metavar="DIR", help="golden vectors for tests/parity instead of those that are here")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip families of the catalogue that the installed release of transformers does not have."""
     import transformers

@@ -126,9 +126,14 @@ def test_families_whose_generate_bypasses_their_forward(family: str) -> None:
 
 DECODER = r"'input' and 'decoder\.1' to 'decoder\.3'"
 SITES = {
-    ("llava", "vision.99"): rf"from layer 2 of its vision encoder; allowed are 'vision\.0' to 'vision\.2', {DECODER}",
+    (
+        "llava",
+        "vision.99",
+    ): rf"from layer 2 of its vision encoder; allowed are 'vision\.0' to 'vision\.2', 'connector', {DECODER}",
     ("qwen2_5_vl", "vision.99"): rf"allowed are 'vision\.0' to 'vision\.3', {DECODER}",
-    ("gemma3", "vision.3"): rf"allowed are 'vision\.0' to 'vision\.2', {DECODER}",
+    ("gemma3", "vision.3"): rf"allowed are 'vision\.0' to 'vision\.2', 'connector', {DECODER}",
+    ("qwen2_vl", "connector"): rf"the projector of Qwen2VL.* not given one row.*allowed are .*, {DECODER}",
+    ("llava_next", "connector"): rf"LlavaNext.*are rearranged between its vision encoder.*allowed are {DECODER}",
     ("llava_next", "vision.0"): rf"LlavaNext.*are rearranged between its vision encoder.*allowed are {DECODER}",
     ("molmo2", "vision.0"): rf"Molmo2.*are rearranged between its vision encoder.*allowed are {DECODER}",
     ("fast_vlm", "vision.0"): rf"no adapter names the layers.*FastVlm.*allowed are {DECODER}",

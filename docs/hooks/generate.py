@@ -60,13 +60,13 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def policies() -> str:
     """Every class of `prunekit.policies`, its sites and needs read from the class."""
     from prunekit import policies as found
-    from prunekit.plan import Method
+    from prunekit.plan import Method, Shape
 
     rows = []
     for name in sorted(found.__all__, key=str.lower):
         cls = getattr(found, name)
         if isinstance(cls, type) and issubclass(cls, Method):
-            stages = cls().stages(32)
+            stages = cls().stages_of(Shape(32, 24, 22))
             sites, kind = [stage.site for stage in stages], "method"
             needs = [stage.policy.needs for stage in stages]
         else:

@@ -81,17 +81,17 @@ def plan_cells(experiment: Experiment, facts: ModelFacts, images: int) -> list[C
 def _cell(
     experiment: Experiment, skeleton: nn.Module, name: str, method: MethodLike, budget: Budget, visual: int
 ) -> Cell:
-    depth = adapter_for(skeleton).depth
+    shape = adapter_for(skeleton).shape
     if budget is None:
-        stages = Plan.of(_items(method, None), depth).stages
+        stages = Plan.of(_items(method, None), shape).stages
     else:
         average = budget * visual if isinstance(budget, float) else float(budget)
         if average > visual:
             raise BudgetError(f"{average:g} visual tokens per layer are asked for, but a sample has only {visual}.")
         items = _items(method, average / visual)
-        Plan.of(items, depth)  # sites first: an impossible site is not a matter of budgets
+        Plan.of(items, shape)  # sites first: an impossible site is not a matter of budgets
         try:
-            stages = match_average(method if isinstance(method, Method) else items, average, visual=visual, depth=depth)
+            stages = match_average(method if isinstance(method, Method) else items, average, visual=visual, depth=shape)
         except BudgetError as error:
             if experiment.unreachable == "skip":
                 return Cell(name, budget, None, str(error))

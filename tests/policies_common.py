@@ -1,0 +1,128 @@
+"""Random visual tokens for tests of single policies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit import Needs, Rows, States, VisualTokens
+from prunekit.patches import Image
+
+__all__ = ["meta", "random_tokens", "row"]
+
+
+def random_tokens(
+    counts: tuple[int, ...] = (16, 16),
+    dim: int = 8,
+    needs: Needs | None = None,
+    *,
+    text: int = 5,
+    heads: int = 2,
+    seed: int = 0,
+    square: bool = False,
+) -> VisualTokens:
+    """Tokens of rows with these counts, with everything that `needs` asks for; `square` images have a grid."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    needs = needs or Needs()
+    batch, most = len(counts), max(counts)
+    source = torch.arange(most).expand(batch, -1)
+    valid = source < torch.tensor(counts)[:, None]
+    attention: dict[Rows | str, Tensor] = {}
+    for rows in needs.attention:
+        many = {"cls": 1, "last": 1, "visual": most, "image": most}.get(rows.queries, text)
+        values = normal(batch, heads, many, most).masked_fill(~valid[:, None, None], -1e4).softmax(-1)
+        values = (
+            values if rows.reduce is None else values.mean(2).amax(1) if rows.reduce == "max" else values.mean((1, 2))
+        )
+        attention[rows] = attention[rows.queries] = values
+    states: dict[States, Tensor] = {}
+    for wanted in needs.states:
+        many = {"visual": most, "text": text, "cls": 1}[wanted.of]
+        states[wanted] = (
+            normal(batch, heads, many, dim) if wanted.kind in ("key", "value") else normal(batch, many, dim)
+        )
+    sides = {round(count**0.5) for count in counts}
+    side = next(iter(sides)) if square and len(sides) == 1 else None
+    fields: dict[str, Any] = {
+        "attention": attention,
+        "states": states,
+        "keys": normal(batch, heads, most, dim) if needs.keys is not None else None,
+        "text": normal(batch, text, dim),
+        "text_valid": torch.ones(batch, text, dtype=torch.bool),
+        "question": (torch.arange(text) >= 2).expand(batch, -1),
+        "positions": torch.where(valid, source + 2, -1),
+        "text_positions": torch.cat([torch.arange(2), torch.arange(2 + most, most + text)]).expand(batch, -1),
+        "grid": (side, side) if side else None,
+        "per_image": most if len(set(counts)) == 1 else None,
+        "images": tuple((Image(count, (side, side) if side else None),) for count in counts),
+        "alive": tuple((count,) for count in counts),
+        "side": {name: normal(batch, most) for name in needs.side},
+    }
+    hidden = normal(batch, most, dim) * valid[..., None]
+    return VisualTokens(hidden, source.masked_fill(~valid, -1), valid, counts, counts, **fields)
+
+
+def row(tokens: VisualTokens, number: int) -> VisualTokens:
+    """One row as it would be alone, without padding."""
+    count = tokens.counts[number]
+
+    def cut(value: Any, axis: int | None) -> Any:
+        if value is None:
+            return None
+        value = value[number : number + 1]
+        return value if axis is None else value.narrow(axis, 0, count)
+
+    attention = {
+        rows: cut(value, value.ndim - 1).narrow(2, 0, count)
+        if value.ndim == 4 and rows_of(rows) in ("visual", "image")
+        else cut(value, value.ndim - 1)
+        for rows, value in tokens.attention.items()
+    }
+    states = {
+        wanted: cut(value, value.ndim - 2 if wanted.of == "visual" else None) for wanted, value in tokens.states.items()
+    }
+    return replace(
+        tokens,
+        hidden=cut(tokens.hidden, 1),
+        source=cut(tokens.source, 1),
+        valid=cut(tokens.valid, 1),
+        total=tokens.total[number : number + 1],
+        counts=tokens.counts[number : number + 1],
+        attention=attention,
+        states=states,
+        keys=cut(tokens.keys, 2),
+        text=cut(tokens.text, None),
+        text_valid=cut(tokens.text_valid, None),
+        question=cut(tokens.question, None),
+        positions=cut(tokens.positions, 1),
+        text_positions=cut(tokens.text_positions, None),
+        patches=cut(tokens.patches, 1),
+        images=tokens.images and tokens.images[number : number + 1],
+        alive=tokens.alive and tokens.alive[number : number + 1],
+        side={name: cut(value, 1) for name, value in tokens.side.items()},
+        memory={},
+    )
+
+
+def rows_of(rows: Rows | str) -> str:
+    return rows if isinstance(rows, str) else rows.queries
+
+
+def meta(tokens: VisualTokens) -> VisualTokens:
+    """The same tokens without values, on the meta device."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to("meta")
+        return {key: move(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    names = ("hidden", "source", "valid", "attention", "keys", "text", "text_valid", "question", "states")
+    names += ("positions", "text_positions", "patches", "side")
+    return replace(tokens, memory={}, **{name: move(getattr(tokens, name)) for name in names})
