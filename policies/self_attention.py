@@ -56,15 +56,25 @@ class SelfAttention(ScoringPolicy):
     def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
         if self.queries != "embedding":
             return tokens.attention[self.queries]
-        return attention_received(tokens.hidden, tokens.valid)
+        full = min(tokens.counts) == max(tokens.counts)
+        return attention_received(tokens.hidden, None if full else tokens.valid)
 
 
-def attention_received(hidden: Tensor, valid: Tensor) -> Tensor:
-    """Mean attention that each token receives from all tokens, `softmax(H H^T / sqrt(d))`: [batch, visual]."""
+def attention_received(hidden: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean attention that each token receives from all tokens, `softmax(H H^T / sqrt(d))`: [batch, visual].
+
+    Args:
+        hidden: states, [batch, visual, dim].
+        valid: which of them are tokens, [batch, visual]; None: all.
+    """
     keys = hidden.float()
-    received = []
-    for queries, real in zip(keys.split(_CHUNK, 1), valid.split(_CHUNK, 1), strict=True):
-        logits = queries @ keys.transpose(1, 2) * keys.shape[-1] ** -0.5  # [batch, chunk, visual]
+    scaled, columns = keys * keys.shape[-1] ** -0.5, keys.transpose(1, 2)
+    received = torch.zeros(hidden.shape[:2], device=hidden.device)
+    for start in range(0, hidden.shape[1], _CHUNK):
+        logits = scaled[:, start : start + _CHUNK] @ columns  # [batch, chunk, visual]
+        if valid is None:
+            received = received + logits.softmax(-1).sum(1)
+            continue
         weights = logits.masked_fill(~valid[:, None], torch.finfo(logits.dtype).min).softmax(-1)
-        received.append((weights * real[..., None]).sum(1))
-    return torch.stack(received).sum(0) / valid.sum(1, keepdim=True).clamp(min=1)
+        received = received + (weights * valid[:, start : start + _CHUNK, None]).sum(1)
+    return received / (hidden.shape[1] if valid is None else valid.sum(1, keepdim=True).clamp(min=1))
