@@ -25,3 +25,8 @@ class Ovis2Adapter(ModelAdapter):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.merge = int(self.model.config.vision_config.hidden_stride)
+
+    @property
+    def connector_site(self) -> bool:
+        """False: the visual vocabulary is looked up, and is given no features."""
+        return False

@@ -81,13 +81,9 @@ class Run:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def note(self, rows: Rows | States, layer: int, seen: Tensor, whole: bool = False) -> None:
-        """Note what one attention call showed of the patches in it; a packed encoder calls once for each chunk.
-
-        Args:
-            whole: whether these are all patches, and not those that are left.
-        """
-        self.found.setdefault((rows, layer), ([], None if whole else self.left))[0].append(seen)
+    def note(self, rows: Rows | States, layer: int, seen: Tensor) -> None:
+        """Note what one attention call showed of the patches in it; a packed encoder calls once for each chunk."""
+        self.found.setdefault((rows, layer), ([], self.left))[0].append(seen)
 
     def values(self, rows: Rows | States, layer: int) -> Tensor:
         """Tapped rows by patch, [rows, ..., patches]; 0 for patches that had been dropped."""

@@ -176,7 +176,7 @@ class Stages:
     def _patches(self, call: Call, source: Tensor, vision: VisionSide) -> Tensor:
         """The patch of each visual token at hand, tiles numbered within each row: [batch, visual, 2]."""
         assert call.sent is not None
-        found = align(vision.patches().float(), call.sent, vision.encoded, -1)  # [batch, 2, visual]
+        found = align(vision.patches().float(), call.sent, vision.encoded, -1.0)  # [batch, 2, visual]
         found = take(found, source).long().transpose(1, 2)
         none = (found[..., :1] < 0) | (source < 0)[..., None]
         first = found[..., :1].masked_fill(none, 2**31).amin(1, keepdim=True)

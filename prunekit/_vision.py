@@ -67,11 +67,8 @@ class VisionSide:
             return
         handles: list[Any] = [layers[0].register_forward_pre_hook(self._start, with_kwargs=True)]
         for index, wanted in self.taps.items():
-            states = [each for each in wanted if isinstance(each, States) and each.kind == "hidden"]
-            if len(states) < len(wanted):
+            if any(isinstance(each, Rows) or each.kind != "hidden" for each in wanted):
                 handles += tap(self.adapter.vision_attention(layers[index]), self._observer(index, wanted))
-            if states:
-                handles.append(layers[index].register_forward_hook(self._states_of(index, states)))
         if CONNECTOR.index in self.stages:
             projector = self.adapter.projector
             assert projector is not None  # check_site has seen to it
@@ -81,6 +78,10 @@ class VisionSide:
             if index > first:
                 handles.append(layers[index].register_forward_pre_hook(self._shorten, with_kwargs=True))
             handles.append(layers[index].register_forward_hook(self._after(index), prepend=True))
+        for index, wanted in self.taps.items():
+            states = [each for each in wanted if isinstance(each, States) and each.kind == "hidden"]
+            if states:  # before what a stage does behind this layer
+                handles.append(layers[index].register_forward_hook(self._states_of(index, states), prepend=True))
         for handle in handles:
             hooks.callback(handle.remove)
 
@@ -259,8 +260,7 @@ class VisionSide:
         if wanted.of == "cls":
             run.first[wanted, layer] = states[..., :1, :].transpose(-1, -2)
         else:
-            seen = gather(states, columns, states.ndim - 2).transpose(-1, -2)
-            run.note(wanted, layer, seen, whole=wanted.kind == "hidden")
+            run.note(wanted, layer, gather(states, columns, states.ndim - 2).transpose(-1, -2))
 
     def _states_of(self, layer: int, wanted: list[States]) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -296,7 +296,14 @@ class VisionSide:
 
     def _shorten(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         run = self._run
-        return None if run is None or run.left is None else run.shorten(args, kwargs)
+        if run is None or run.left is None:
+            return None
+        if run.mask is not None and "attention_mask" not in inspect.signature(module.forward).parameters:
+            raise UnsupportedInputError(
+                f"{type(module).__name__} takes no attention mask, so that the images of a batch must keep equally many"
+                " patches inside this encoder, and all weigh the same; prune at 'input', or one image at a time."
+            )
+        return run.shorten(args, kwargs)
 
     def _after(self, layer: int) -> Callable[..., Any]:
         stage = self.stages.get(layer)

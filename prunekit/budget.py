@@ -29,7 +29,11 @@ def tokens_per_layer(items: Items, visual: int, depth: Shape | int) -> tuple[int
     plan = Plan.of(_list(items), depth)
     layers = _layers(depth)
     levels = [visual] * layers
-    for stage, count in zip(plan.stages, plan.check(visual), strict=True):
+    planned = list(zip(plan.stages, plan.check(visual), strict=True))
+    for number, (stage, count) in enumerate(planned):
+        later = planned[number + 1 :]
+        if count is None and stage.where.part == 0 and any(s.where.part < 2 and c for s, c in later):
+            continue  # whatever it leaves, another stage before the language model says how many enter
         if count is None:
             raise BudgetError(f"Stage({stage.site!r}) decides the number of tokens by itself; it cannot be planned.")
         start = stage.where.index if stage.where.part == 2 else 0

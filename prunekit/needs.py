@@ -102,7 +102,7 @@ class States:
 
     def at(self, part: int) -> States:
         """With `of_vision` told, for a stage in this part of the model (see `Site`)."""
-        return replace(self, of_vision=part < 2) if self.of_vision is None else self
+        return replace(self, of_vision=part < 2) if self.of_vision is None and self.of_layer else self
 
     @property
     def of_layer(self) -> bool:

@@ -102,8 +102,8 @@ class Stage:
         return Site.parse(self.site)
 
     def count(self, total: int) -> int | None:
-        """Tokens kept of `total` original ones, None where the policy decides by itself."""
-        return None if self.keep is None else self.keep.count(total)
+        """Tokens kept of `total` original ones, None where that depends on the data."""
+        return self.policy.planned(total) if self.keep is None else self.keep.count(total)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,10 @@ class PruningPolicy(ABC):
     sites: tuple[str, ...] = ("vision", "connector", "input", "decoder")
     coupled: bool = False
 
+    def planned(self, total: int) -> int | None:
+        """Tokens left of `total` original ones by a policy staged without `Keep`; None where the data decide."""
+        return None
+
     @abstractmethod
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         """Select tokens.
