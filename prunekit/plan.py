@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from prunekit.errors import BudgetError, PolicyError, SiteError, nearest
 from prunekit.keep import Keep
@@ -121,26 +122,41 @@ class Shape:
     features: int = -1
 
 
-class Method:
+class Method(ABC):
     """A named method: a frozen dataclass that answers with its stages for a given model.
 
-    A subclass has `stages`, or `stages_of` where it must know the vision encoder. By convention its field `keep` is the
-    budget after the last stage, as an int (tokens), a float (ratio of the original count) or a `Keep`;
+    A subclass defines `stages`, or `stages_of` where it must know the vision encoder. By convention its field `keep` is
+    the budget after the last stage, as an int (tokens), a float (ratio of the original count) or a `Keep`;
     `prunekit.budget` turns this one knob to match methods with each other.
 
     Attributes:
         positions: the position ids of kept tokens as published, see `prune(..., positions="published")`.
     """
 
-    positions: ClassVar[Literal["original", "compact"]] = "original"
+    positions = "original"  # without a type: jsonargparse would lose those of all fields
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "stages_of" in vars(cls) and "stages" not in vars(cls):
+            cls.stages = _ask_for_shape  # type: ignore[method-assign]  # one of the two is enough
+
+    @abstractmethod
     def stages(self, depth: int) -> tuple[Stage, ...]:
-        """The stages of this method on a language model of `depth` decoder layers."""
-        raise SiteError(f"The stages of {type(self).__name__} depend on the vision encoder: ask stages_of(shape).")
+        """The stages of this method on a language model of `depth` decoder layers.
+
+        Raises:
+            SiteError: they depend on the vision encoder.
+        """
 
     def stages_of(self, shape: Shape) -> tuple[Stage, ...]:
         """The stages of this method on a model of this shape."""
         return self.stages(shape.depth)
+
+
+def _ask_for_shape(method: Method, depth: int) -> tuple[Stage, ...]:
+    raise SiteError(
+        f"The stages of {type(method).__name__} depend on the vision encoder: ask stages_of(Shape({depth}, ...))."
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +129,7 @@ def _published(items: Sequence[Stage | Method]) -> Positions:
     """The positions of the only method there is."""
     if len(items) != 1 or not isinstance(items[0], Method):
         raise SessionError("positions='published' is what one named method does; give stages 'original' or 'compact'.")
-    return items[0].positions
+    return cast(Positions, items[0].positions)
 
 
 def _resolve_needs(plan: Plan, adapter: ModelAdapter) -> Layers:
