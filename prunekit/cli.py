@@ -1,4 +1,4 @@
-"""The command line: `prunekit run`, `prunekit list`, `prunekit flops`.
+"""The command line: `prunekit run`, `prunekit list`, `prunekit flops`, `prunekit new-policy`.
 
 Mistakes of the user end with one message and exit code 2, Ctrl-C with 130; what a run has answered is never lost.
 """
@@ -31,6 +31,7 @@ commands:
   run EXPERIMENT.yaml    compare methods at several budgets on one task
   list KIND              policies, models, tasks or experiments
   flops MODEL METHOD     operations of a prefill, by part
+  new-policy NAME        a policy, its test and its page to begin with
 
 Each has a --help of its own.
 """
@@ -43,7 +44,7 @@ examples:
   prunekit run my.yaml --budgets '[0.5, 64]' --task.init_args.scenes 50
                                              any key of the YAML is an option
   prunekit run my.yaml --methods.STAR.init_args.layer 2
-  prunekit list policies
+  prunekit list policies --compatible tiny
   prunekit flops tiny STAR FastV --budget 0.25
 
 results:
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
-    commands = {"run": _run, "list": _list, "flops": _flops}
+    commands = {"run": _run, "list": _list, "flops": _flops, "new-policy": _new_policy}
     parser = Plain(
         prog="prunekit",
         usage="prunekit COMMAND ...",
@@ -183,13 +184,21 @@ def _execute(experiment: Any, output: str | None, name: str) -> int:
 
 
 def _list(words: list[str]) -> int:
-    from prunekit.listing import KINDS, entries
+    from prunekit.listing import KINDS, compatible, entries
 
     parser = ArgumentParser(prog="prunekit list", description="List what experiments can name.", exit_on_error=False)
     parser.add_argument("kind", type=str, help=f"One of {', '.join(KINDS)}.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
+    parser.add_argument(
+        "--compatible",
+        type=str,
+        metavar="MODEL",
+        help="Of policies: where each works on this model (tiny, a folder, a hub name or a family), or why not.",
+    )
     chosen = _parse(parser, words)
-    found = entries(chosen.kind)
+    if chosen.compatible is not None and chosen.kind != "policies":
+        raise ConfigError(f"--compatible goes with 'prunekit list policies', not with {chosen.kind!r}.")
+    found = entries(chosen.kind) if chosen.compatible is None else compatible(chosen.compatible)
     if chosen.json:
         print(json.dumps([{"name": name, "description": text} for name, text in found], indent=2))
         return 0
@@ -216,6 +225,24 @@ def _flops(words: list[str]) -> int:
     chosen = _parse(parser, words)
     found = costs(chosen.model, chosen.methods, chosen.budget)
     print(json.dumps(found, indent=2)) if chosen.json else show(found)
+    return 0
+
+
+def _new_policy(words: list[str]) -> int:
+    from prunekit.scaffold import new_policy
+
+    parser = ArgumentParser(
+        prog="prunekit new-policy",
+        description="Write a policy, its test and its page, which pass as they are.",
+        exit_on_error=False,
+    )
+    parser.add_argument("name", type=str, help="Name of the class, such as Loudest.")
+    parser.add_argument("--output", type=str, default=".", metavar="DIR", help="Folder to write to.")
+    chosen = _parse(parser, words)
+    files = new_policy(chosen.name, Path(chosen.output))
+    print("\n".join(map(str, files)))
+    test = next(file for file in files if file.name.startswith("test_"))
+    print(f"Try it: cd {test.parent} && pytest {test.name}")
     return 0
 
 

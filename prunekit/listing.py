@@ -10,7 +10,7 @@ from prunekit.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from prunekit.adapter import ModelAdapter
 
-__all__ = ["KINDS", "entries"]
+__all__ = ["KINDS", "compatible", "entries"]
 
 KINDS = ("policies", "models", "tasks", "experiments")
 
@@ -28,12 +28,31 @@ def entries(kind: str) -> list[tuple[str, str]]:
 
 
 def _policies() -> list[tuple[str, str]]:
-    import prunekit.policies as policies
-    from prunekit.plan import Method
-    from prunekit.policy import PruningPolicy
+    from prunekit.plugins import available_policies
 
-    classes = [getattr(policies, name) for name in policies.__all__]
-    return [(c.__name__, _line(c)) for c in classes if inspect.isclass(c) and issubclass(c, (Method, PruningPolicy))]
+    return [(name, _line(cls)) for name, cls in available_policies().items()]
+
+
+def compatible(path: str) -> list[tuple[str, str]]:
+    """Name and sites of every policy and method that works on a model, and why the others do not.
+
+    Args:
+        path: `tiny`, a local folder, a hub name, or a family (`qwen2_vl`), which stands for a small random model of it.
+
+    Raises:
+        ConfigError: it is none of these.
+        UnsupportedModelError: the model cannot be pruned.
+    """
+    from prunekit.compatibility import compatibility
+    from prunekit.evaluation.experiment import ModelSpec
+    from prunekit.evaluation.loading import model_facts
+    from prunekit.models.tiny.builders import BUILDERS, tiny_random
+
+    model = tiny_random(path)[0] if path in BUILDERS else model_facts(ModelSpec(path)).skeleton
+    return [
+        (name, ", ".join(found.sites) if found.sites else f"no: {found.reason}")
+        for name, found in compatibility(model).items()
+    ]
 
 
 def _models() -> list[tuple[str, str]]:

@@ -138,7 +138,7 @@ class Method(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "stages_of" in vars(cls) and "stages" not in vars(cls):
-            cls.stages = _ask_for_shape  # type: ignore[method-assign]  # one of the two is enough
+            cls.stages = _ask_for_shape  # type: ignore[assignment, method-assign]  # one of the two is enough
 
     @abstractmethod
     def stages(self, depth: int) -> tuple[Stage, ...]:

@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-import prunekit.policies  # noqa: F401  (short names of policies)
 from prunekit.errors import ConfigError, nearest
 from prunekit.evaluation._explain import explain
 from prunekit.evaluation.experiment import Experiment, MethodLike, resolved
 from prunekit.evaluation.scenes import Scenes  # noqa: F401  (its short name)
+from prunekit.plugins import available_policies
 
 __all__ = ["experiment_parser", "load_experiment", "read_methods", "shipped_experiments"]
 
@@ -70,6 +70,7 @@ def shipped_experiments() -> dict[str, Path]:
 
 
 def _parse(raw: dict[str, Any], overrides: Sequence[str], path: Path) -> Experiment:
+    available_policies()  # imports them: a short name is that of an imported class
     parser = experiment_parser(prog="prunekit run")
     try:
         parsed = parser.parse_object(copy.deepcopy(raw))  # it writes into what it is given
