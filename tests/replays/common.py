@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit import VisualTokens
+from prunekit import Selection, VisualTokens
 
-__all__ = ["Case", "Skip", "visual"]
+__all__ = ["Case", "Skip", "fed", "visual"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +68,12 @@ def visual(hidden: Tensor, **fields: Any) -> VisualTokens:
         "counts": (count,) * batch,
     }
     return VisualTokens(hidden=hidden, **(defaults | fields))
+
+
+def fed(selection: Selection) -> Tensor:
+    """Which token each slot takes where `owner` moves them, [batch, kept]; -1 for none."""
+    assert selection.owner is not None
+    batch, slots = selection.kept.shape
+    place = torch.arange(selection.owner.shape[1]).expand(batch, -1)
+    empty = torch.full((batch, slots + 1), -1)  # the last takes what is dropped
+    return empty.scatter(1, torch.where(selection.owner >= 0, selection.owner, slots), place)[:, :slots]

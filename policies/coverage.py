@@ -1,0 +1,69 @@
+"""Coverage: tokens that stand for all others, weighted by how important they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from prunekit.errors import PolicyError
+from prunekit.keep import Keep
+from prunekit.needs import Needs, Rows, States
+from prunekit.policies._greedy import LEAST, cosines, picked
+from prunekit.policy import PruningPolicy
+from prunekit.selection import Selection
+from prunekit.tokens import VisualTokens
+
+__all__ = ["Coverage"]
+
+_FEATURES = States("hidden", of_vision=True)
+
+
+@dataclass(frozen=True)
+class Coverage(PruningPolicy):
+    """Keep the tokens that together are similar to as many tokens as possible, important ones first.
+
+    Greedily, the token with the largest `a_v^alpha * sum over u of max(0, cos(u, v) - c_u)`, where `c_u` is the largest
+    cosine of u to a picked token (0 at first) and `a_v` the [CLS] attention; cosines are those of the encoder's
+    features. The score behind SCOPE (arXiv 2510.24214). Ties go to the first token.
+
+    Args:
+        alpha: the weight of attention; 0 reads none and takes coverage alone.
+    """
+
+    alpha: float = 1.0
+
+    sites = ("input", "decoder")
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0:
+            raise PolicyError(f"Coverage(alpha={self.alpha}): must be at least 0.")
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        rows = [Rows("cls", reduce="mean")] if self.alpha else []
+        return Needs(rows, states=_FEATURES)
+
+    def order(self, tokens: VisualTokens, keep: Keep | None) -> Int[Tensor, "batch kept"]:
+        """Tokens in the order in which they are picked."""
+        assert keep is not None
+        valid = tokens.valid
+        similar = cosines(tokens.states[_FEATURES]) * valid[:, None] * valid[..., None]  # padding covers nothing
+        weight = tokens.attention["cls"].float() ** self.alpha if self.alpha else torch.ones_like(similar[:, 0])
+        covered = torch.zeros_like(weight)
+        free = valid
+        picks = []
+        for _ in range(max(tokens.budget(keep))):
+            gain = (similar - covered[..., None]).clamp(min=0).sum(1) * weight  # [batch, candidates]
+            pick = gain.masked_fill(~free, LEAST).argmax(-1, keepdim=True)
+            picks.append(pick)
+            own = similar.gather(2, pick[:, None].expand(-1, similar.shape[1], -1))[..., 0]
+            covered = torch.maximum(covered, own)
+            free = free.scatter(1, pick, False)
+        return torch.cat(picks, 1) if picks else valid.new_zeros(len(valid), 0, dtype=torch.long)
+
+    def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
+        assert keep is not None
+        return picked(self.order(tokens, keep), tokens.budget(keep), tokens.valid.shape[1])
