@@ -32,6 +32,8 @@ class CrossAttention(ScoringPolicy):
         layer: decoder layer whose attention is read, negative from the end; None for the one before the site.
         cue: tokens at the prompt's end that ask for the answer, for `instruction`: 1 in the bundled model
             (`ASSISTANT:`), 5 in LLaVA-1.5 (`▁A SS IST ANT :`).
+        ahead: read the layer AFTER the site instead, on the states before anything is dropped there (PyramidDrop,
+            VScan); it costs that layer's query and key projections once more.
 
     Differs from the reference: STAR's equation (arXiv 2505.12359) multiplies embeddings without heads or projections; a
     decoder's own attention is what its first lines describe and what the field calls cross-attention. At prefill
@@ -41,6 +43,7 @@ class CrossAttention(ScoringPolicy):
     queries: Literal["text", "last", "instruction"] = "text"
     layer: int | None = None
     cue: int = 1
+    ahead: bool = False
 
     sites = ("decoder",)
 
@@ -51,7 +54,7 @@ class CrossAttention(ScoringPolicy):
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]
-        return Needs(Rows(self.queries, self.layer, reduce="mean", cue=self.cue))
+        return Needs(Rows(self.queries, self.layer, reduce="mean", cue=self.cue, ahead=self.ahead))
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
         return tokens.attention[self.queries]

@@ -123,8 +123,8 @@ class PruMerge(Method):
     github.com/42Shawn/LLaVA-PruMerge.
 
     Args:
-        keep: None lets the outliers decide; else visual tokens that stay, the sum of the rest among them: a share of the
-            original ones (float) or a number (int).
+        keep: None lets the outliers decide; else visual tokens that stay, the sum of the rest among them: a share of
+            the original ones (float) or a number (int).
         plus: PruMerge+, which also keeps every s-th token, `s = int(1 / share of outliers) / 3`; without `keep`.
         variant: `released` takes the outliers' share of all images of the batch together, keeps `int(share * n) + 1`
             for a share given as `keep`, and feeds tokens on by falling attention, the sum of the rest last; `paper`

@@ -69,12 +69,11 @@ def attention_received(hidden: Tensor, valid: Tensor | None) -> Tensor:
     """
     keys = hidden.float()
     scaled, columns = keys * keys.shape[-1] ** -0.5, keys.transpose(1, 2)
-    received = torch.zeros(hidden.shape[:2], device=hidden.device)
+    received = torch.zeros(hidden.shape[0], 1, hidden.shape[1], device=hidden.device)
+    real = torch.ones_like(received) if valid is None else valid[:, None].to(received.dtype)
     for start in range(0, hidden.shape[1], _CHUNK):
         logits = scaled[:, start : start + _CHUNK] @ columns  # [batch, chunk, visual]
-        if valid is None:
-            received = received + logits.softmax(-1).sum(1)
-            continue
-        weights = logits.masked_fill(~valid[:, None], torch.finfo(logits.dtype).min).softmax(-1)
-        received = received + (weights * valid[:, start : start + _CHUNK, None]).sum(1)
-    return received / (hidden.shape[1] if valid is None else valid.sum(1, keepdim=True).clamp(min=1))
+        if valid is not None:
+            logits = logits.masked_fill(~valid[:, None], torch.finfo(logits.dtype).min)
+        received = received + real[..., start : start + _CHUNK] @ logits.softmax(-1)  # a product sums fastest
+    return received[:, 0] / real.sum(-1).clamp(min=1)

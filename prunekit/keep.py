@@ -23,17 +23,19 @@ class Keep:
         tokens: number of tokens.
         ratio: share of the original tokens.
         power: raises the share to this power; 0.5 keeps its square root, half-way to everything on a log scale.
+        times: multiplies the share, up to everything.
         per: `sample` spends the budget over all images of a sample; with `image` every image (or video) has it for
             itself.
 
     Raises:
-        BudgetError: neither or both are given, `tokens` < 1, `ratio` outside (0, 1], `power` outside (0, 1], or `per`
-            is neither.
+        BudgetError: neither or both are given, `tokens` < 1, `ratio` outside (0, 1], `power` outside (0, 1], `times`
+            < 1, or `per` is neither.
     """
 
     tokens: int | None = None
     ratio: float | None = None
     power: float = 1.0
+    times: float = 1.0
     per: Literal["sample", "image"] = "sample"
 
     def __post_init__(self) -> None:
@@ -48,6 +50,8 @@ class Keep:
             raise BudgetError(f"Keep(ratio={self.ratio!r}): must be above 0 and at most 1.")
         if not 0 < self.power <= 1:
             raise BudgetError(f"Keep(power={self.power!r}): must be above 0 and at most 1.")
+        if not self.times >= 1:
+            raise BudgetError(f"Keep(times={self.times!r}): must be at least 1.")
         if self.per not in ("sample", "image"):
             raise BudgetError(f"Keep(per={self.per!r}): allowed are 'sample' and 'image'.")
 
@@ -72,15 +76,16 @@ class Keep:
             raise BudgetError(
                 f"Keep(tokens={self.tokens}): a sample has only {total} visual tokens; allowed are 1 to {total}."
             )
-        if self.tokens is not None and self.power == 1:
+        if self.tokens is not None and self.power == self.times == 1:
             return self.tokens
         share: float = self.ratio if self.tokens is None else self.tokens / total  # type: ignore[assignment]
         # A share that was computed as k / total must give k back: floor after removing the rounding of the product.
-        return min(total, max(1, math.floor(math.pow(share, self.power) * total * (1 + 1e-12))))
+        return min(total, max(1, math.floor(math.pow(share, self.power) * self.times * total * (1 + 1e-12))))
 
     def __str__(self) -> str:
         share = f"{self.tokens} tokens" if self.tokens is not None else f"ratio {self.ratio:g}"
         share = share if self.power == 1 else f"({share}) to the power {self.power:g}"
+        share = share if self.times == 1 else f"{self.times:g} times {share}"
         return share if self.per == "sample" else f"{share} per image"
 
 

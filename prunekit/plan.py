@@ -225,7 +225,7 @@ def _asks_more(after: Keep | None, before: Keep | None) -> bool:
     """Whether `after` keeps more than `before` of any number of tokens; unknown for a ratio and a number."""
     if after is None or before is None:
         return False
-    if after.power != 1 or before.power != 1:
+    if not after.power == before.power == after.times == before.times == 1:
         return False
     if after.tokens is not None and before.tokens is not None:
         return after.tokens > before.tokens

@@ -1,0 +1,49 @@
+"""DART: drop what duplicates, before an early decoder layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from prunekit.errors import BudgetError
+from prunekit.keep import Keep
+from prunekit.plan import Method, Stage
+from prunekit.policies.duplication import Duplication
+
+__all__ = ["DART"]
+
+
+@dataclass(frozen=True)
+class DART(Method):
+    """DART (Wen et al., EMNLP 2025, arXiv 2502.11494): duplication matters more than importance.
+
+    Before decoder layer K, keep a few pivots and the tokens that are least similar to them, see `Duplication`. The
+    authors' code is public as a copy in github.com/Chenfei-Liao/VTC-Bench; github.com/ModelTC/LightCompress has another
+    implementation of the same rule.
+
+    Args:
+        keep: visual tokens that stay: a share of the original ones (float) or a number (int).
+        layer: K, 2 as published.
+        images: pivots among the visual tokens.
+        texts: pivots among the question's tokens.
+        variant: `released` lets each of the pivots take `keep // pivots` tokens, besides the visual pivots (128 becomes
+            132), in the order of a Python set; `paper` keeps exactly `keep`.
+
+    Differs from the reference: in the default variant the order of turns and the division of what is left over are
+    ours; they change 2 to 9 of some hundred tokens.
+    """
+
+    keep: int | float | Keep = 128
+    layer: int = 2
+    images: int = 4
+    texts: int = 4
+    variant: Literal["paper", "released"] = "paper"
+
+    def stages(self, depth: int) -> tuple[Stage, ...]:
+        site = f"decoder.{self.layer}"
+        if self.variant == "paper":
+            return (Stage(site, Duplication(self.images, self.texts), Keep.of(self.keep)),)
+        if not isinstance(self.keep, int):
+            raise BudgetError(f"DART(keep={self.keep!r}, variant='released'): its budget is a number of tokens.")
+        taken = self.keep // (self.images + self.texts)
+        return (Stage(site, Duplication(self.images, self.texts, released=True, taken=taken)),)
