@@ -1,0 +1,5 @@
+"""SparseVLM+ is SparseVLM with an option."""
+
+from replays.sparsevlm_v1 import replay
+
+__all__ = ["replay"]
