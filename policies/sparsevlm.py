@@ -152,9 +152,9 @@ class SparseVLM(Method):
 
     Raters are the question's tokens to which the visual embeddings give more than the average of `softmax(v t)`. After
     decoder layers 2, 6 and 15 (of 32), keep the visual tokens to which raters attend most, averaged over heads.
-    `v1` recycles the best 30 % (and one) of those that go: they are clustered by density peaks into a tenth as many (and
-    one) groups, whose means follow the kept tokens. `plus` recycles none, takes the 14 heads with the most attention to
-    the image, and divides attention by what rotary embedding makes of its distance. Authors' code:
+    `v1` recycles the best 30 % (and one) of those that go: they are clustered by density peaks into a tenth as many
+    (and one) groups, whose means follow the kept tokens. `plus` recycles none, takes the 14 heads with the most
+    attention to the image, and divides attention by what rotary embedding makes of its distance. Authors' code:
     github.com/Gumpest/SparseVLMs.
 
     Args:

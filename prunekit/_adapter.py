@@ -8,6 +8,7 @@ caches) is the session's and the same for all families.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -195,6 +196,14 @@ class ModelAdapter(LanguageModel):
         """How many layers the model has; methods are laid out by it."""
         depth = self.vision_depth
         return Shape(self.depth, depth, self.feature_layer if depth else -1)
+
+    @property
+    def masked_encoder(self) -> bool:
+        """Whether the layers of the vision encoder take an attention mask with a row an image."""
+        layers = self.vision_layers
+        if layers is None or self.packed:
+            return False
+        return "attention_mask" in inspect.signature(layers[0].forward).parameters
 
     @property
     def connector_site(self) -> bool:

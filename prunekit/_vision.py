@@ -298,7 +298,7 @@ class VisionSide:
         run = self._run
         if run is None or run.left is None:
             return None
-        if run.mask is not None and "attention_mask" not in inspect.signature(module.forward).parameters:
+        if run.mask is not None and not self.adapter.masked_encoder:
             raise UnsupportedInputError(
                 f"{type(module).__name__} takes no attention mask, so that the images of a batch must keep equally many"
                 " patches inside this encoder, and all weigh the same; prune at 'input', or one image at a time."

@@ -132,6 +132,7 @@ class Needs:
         states: further states, see `States`.
         patches: whether the patch of each token is read (`VisualTokens.patches`).
         side: names of tensors that the user hands to the session (`session.side`).
+        bias: whether the policy weighs later attention inside the vision encoder (`Selection.bias`).
     """
 
     attention: tuple[Rows, ...] = ()
@@ -140,6 +141,7 @@ class Needs:
     states: tuple[States, ...] = ()
     patches: bool = False
     side: tuple[str, ...] = ()
+    bias: bool = False
 
     @property
     def all_states(self) -> tuple[States, ...]:
@@ -160,6 +162,7 @@ class Needs:
         states: States | Iterable[States] = (),
         patches: bool = False,
         side: str | Iterable[str] = (),
+        bias: bool = False,
     ) -> None:
         items = [attention] if isinstance(attention, (Rows, str)) else list(attention)
         rows = tuple(item if isinstance(item, Rows) else Rows(item) for item in items)  # type: ignore[arg-type]
@@ -168,4 +171,5 @@ class Needs:
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "states", (states,) if isinstance(states, States) else tuple(states))
         object.__setattr__(self, "patches", patches)
+        object.__setattr__(self, "bias", bias)
         object.__setattr__(self, "side", (side,) if isinstance(side, str) else tuple(side))

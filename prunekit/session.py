@@ -137,6 +137,11 @@ def _resolve_needs(plan: Plan, adapter: ModelAdapter) -> Layers:
     layers: Layers = {}
     for stage in plan.stages:
         needs = stage.policy.needs
+        if needs.bias and not adapter.masked_encoder:
+            raise NeedsError(
+                f"{type(stage.policy).__name__} at {stage.site!r} weighs attention, but the layers of the vision"
+                f" encoder of {type(adapter.model).__name__} take no mask; turn that off (proportional=False)."
+            )
         wanted: list[Rows | States] = list(needs.attention)
         for states in needs.all_states:
             _check_states(stage, states)
