@@ -1,4 +1,4 @@
-"""What greedy selections share: cosines, and turning an order of picks into a selection."""
+"""What selections share: cosines, ranks within groups, and turning an order of picks into a selection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunekit.selection import Selection
 
-__all__ = ["LEAST", "cosines", "picked"]
+__all__ = ["LEAST", "cosines", "picked", "rank_within"]
 
 LEAST = torch.finfo(torch.float32).min
 
@@ -28,3 +28,13 @@ def picked(order: Tensor, counts: tuple[int, ...], width: int) -> Selection:
     surplus = place >= torch.tensor(counts, device=order.device)[:, None]
     kept = order.masked_fill(surplus, width).sort(1).values
     return Selection(kept.masked_fill(kept == width, -1), counts)
+
+
+def rank_within(group: Tensor, score: Tensor) -> Tensor:
+    """The rank of each token within its group by falling score, [batch, tokens]."""
+    order = score.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
+    number = group.gather(1, order)
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    starts = torch.nn.functional.pad(torch.where(number[:, 1:] != number[:, :-1], place[:, 1:], 0), (1, 0))
+    return torch.zeros_like(order).scatter(1, order, place - starts.cummax(1).values)

@@ -112,8 +112,8 @@ class FlowCut(Method):
     """FlowCut (Tong et al., NeurIPS 2025, arXiv 2505.19536): redundancy is in the flow of information.
 
     Behind every second layer of the vision encoder, tokens with the lowest cumulative score go. A layer's score is
-    `(a_i + s_i) |v_i|_1`: a the [CLS] attention and `s = softmax(v_cls v_j)` of its values, each brought to sum 1, heads
-    averaged; it is averaged half and half with that of the layers before. A cut takes
+    `(a_i + s_i) |v_i|_1`: a the [CLS] attention and `s = softmax(v_cls v_j)` of its values, each brought to sum 1,
+    heads averaged; it is averaged half and half with that of the layers before. A cut takes
     `(n - keep) / sqrt(layers left) * (1 - e^2)` of n tokens, e the entropy of [CLS] attention over that of an even one;
     the last cut leaves `keep`. Authors' code: github.com/TungChintao/FlowCut.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from prunekit.keep import Keep
 from prunekit.needs import Needs, Rows
 from prunekit.plan import Method, Shape, Stage
-from prunekit.policies._greedy import picked
+from prunekit.policies._greedy import picked, rank_within
 from prunekit.policies.cross_attention import CrossAttention
 from prunekit.policy import PruningPolicy
 from prunekit.selection import Selection
@@ -57,7 +57,7 @@ class GlobalAndLocal(PruningPolicy):
         counts = tokens.budget(keep or self.keep or Keep(ratio=1.0))
         quota = [count // 2 // windows for count, windows in zip(counts, many, strict=True)]
         shallow = tokens.attention[self.needs.attention[0]].float()
-        rank = _rank_within(window, shallow.masked_fill(~tokens.valid, -1))
+        rank = rank_within(window, shallow.masked_fill(~tokens.valid, -1))
         return (rank < torch.tensor(quota, device=rank.device)[:, None]) & tokens.valid
 
     def _windows(self, tokens: VisualTokens) -> tuple[Tensor, list[int]]:
@@ -84,16 +84,6 @@ class GlobalAndLocal(PruningPolicy):
         owner = torch.nn.functional.pad(similar.argmax(-1), (0, 1))  # the last column takes what is unused
         owner = owner.scatter(1, torch.where(kept >= 0, kept, width), slot)[:, :width]
         return owner.masked_fill(~tokens.valid, -1)
-
-
-def _rank_within(group: Tensor, score: Tensor) -> Tensor:
-    """The rank of each token within its group by falling score, [batch, tokens]."""
-    order = score.argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
-    number = group.gather(1, order)
-    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    starts = torch.nn.functional.pad(torch.where(number[:, 1:] != number[:, :-1], place[:, 1:], 0), (1, 0))
-    return torch.zeros_like(order).scatter(1, order, place - starts.cummax(1).values)
 
 
 @dataclass(frozen=True)

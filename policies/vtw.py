@@ -53,9 +53,7 @@ class VTW(Method):
     def stages(self, depth: int) -> tuple[Stage, ...]:
         layer = max(1, round(15 / 32 * depth)) if self.layer is None else self.layer
         if not 1 <= layer < depth:
-            raise SiteError(
-                f"VTW(layer={layer}): allowed are 1 to {depth - 1}; all visual tokens go before this layer."
-            )
+            raise SiteError(f"VTW(layer={layer}): all visual tokens go before it; allowed are 1 to {depth - 1}.")
         return (Stage(f"decoder.{layer}", Withdraw()),)
 
     @staticmethod

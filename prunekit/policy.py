@@ -78,13 +78,20 @@ class ScoringPolicy(PruningPolicy):
         scores = scores if scores.is_floating_point() else scores.float()
         assert keep is not None  # Stage has checked it: needs_keep is True
         counts = tokens.budget(keep)
-        kept = top_k(scores, tokens, counts) if keep.per == "sample" else top_k_per_image(scores, tokens, keep)
+        kept = (
+            top_k(scores, tokens, counts)
+            if keep.per == "sample"
+            else top_k_per_image(scores, tokens, tokens.budget_per_image(keep))
+        )
         return Selection(kept, counts, scores)
 
 
-def top_k_per_image(scores: Tensor, tokens: VisualTokens, keep: Keep) -> Tensor:
-    """Positions of the highest scores of each image of each row, ascending, -1 at the right: [batch, max(counts)]."""
-    budget = tokens.budget_per_image(keep)
+def top_k_per_image(scores: Tensor, tokens: VisualTokens, budget: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Positions of the highest scores of each image of each row, ascending, -1 at the right: [batch, max(counts)].
+
+    Args:
+        budget: for each row, how many of each of its images.
+    """
     widest = max(map(len, budget))
     table = torch.tensor([[*row, *[0] * (widest - len(row))] for row in budget], device=scores.device)
     image = tokens.image_number().clamp(max=widest - 1)
