@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from prunekit.errors import BudgetError
+from prunekit.errors import BudgetError, PolicyError, nearest
 from prunekit.keep import Keep
 from prunekit.plan import Method, Stage
 from prunekit.policies.duplication import Duplication
 
 __all__ = ["DART"]
+
+_VARIANTS = ("paper", "released")
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,16 @@ class DART(Method):
     texts: int = 4
     variant: Literal["paper", "released"] = "paper"
 
-    def stages(self, depth: int) -> tuple[Stage, ...]:
-        site = f"decoder.{self.layer}"
-        if self.variant == "paper":
-            return (Stage(site, Duplication(self.images, self.texts), Keep.of(self.keep)),)
-        if not isinstance(self.keep, int):
+    def __post_init__(self) -> None:
+        if self.variant not in _VARIANTS:
+            hint = nearest(str(self.variant), _VARIANTS)
+            raise PolicyError(f"DART(variant={self.variant!r}): allowed are {', '.join(_VARIANTS)}.{hint}")
+        keep = Keep.of(self.keep)
+        if self.variant == "released" and (keep.tokens is None or keep != Keep(tokens=keep.tokens)):
             raise BudgetError(f"DART(keep={self.keep!r}, variant='released'): its budget is a number of tokens.")
-        taken = self.keep // (self.images + self.texts)
-        return (Stage(site, Duplication(self.images, self.texts, released=True, taken=taken)),)
+
+    def stages(self, depth: int) -> tuple[Stage, ...]:
+        site, keep, policy = f"decoder.{self.layer}", Keep.of(self.keep), Duplication(self.images, self.texts)
+        if self.variant == "paper" or keep.tokens is None:
+            return (Stage(site, policy, keep),)
+        return (Stage(site, replace(policy, released=True, taken=keep.tokens // (self.images + self.texts))),)

@@ -52,6 +52,8 @@ class Duplication(PruningPolicy):
     def __post_init__(self) -> None:
         if self.images < 1 or self.texts < 0:
             raise PolicyError(f"Duplication(images={self.images}, texts={self.texts}): at least 1 and at least 0.")
+        if self.taken is not None and self.taken < 0:
+            raise PolicyError(f"Duplication(taken={self.taken}): must be at least 0.")
 
     @property
     def needs_keep(self) -> bool:  # type: ignore[override]
@@ -79,10 +81,12 @@ class Duplication(PruningPolicy):
         if not self.released:
             return found
         place = torch.cat([tokens.positions, tokens.text_positions], 1).gather(1, found)
+        real = torch.cat([tokens.valid, tokens.question], 1).gather(1, found)
         rows = []
-        for row in place.tolist():  # the order of a set is the host's to know: one read
-            turn = {position: number for number, position in enumerate(row)}
-            rows.append([turn[position] for position in set(row)])
+        for row in place.masked_fill(~real, -1).tolist():  # the order of a set is the host's to know: one read
+            there = [position for position in row if position >= 0]
+            absent = [number for number, position in enumerate(row) if position < 0]  # fewer tokens than pivots
+            rows.append([row.index(position) for position in set(there)] + absent)
         return found.gather(1, torch.tensor(rows, device=found.device))
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:

@@ -134,7 +134,7 @@ class FlowCut(Method):
         last, keep = shape.features - 1, Keep.of(self.keep)
         if last < 0:
             raise SiteError("FlowCut cuts inside the vision encoder, whose layers are out of reach on this model.")
-        layers = range(last % 2 if last % 2 else min(2, last), last + 1, 2)
+        layers = range(last % 2, last + 1, 2)
         return tuple(
             Stage(
                 f"vision.{layer}",

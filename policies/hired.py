@@ -11,7 +11,7 @@ from prunekit.errors import BudgetError
 from prunekit.keep import Keep
 from prunekit.needs import Needs, Rows
 from prunekit.plan import Method, Stage
-from prunekit.policies._greedy import picked
+from prunekit.policies._greedy import rank_within
 from prunekit.policies.self_attention import SelfAttention
 from prunekit.policy import PruningPolicy
 from prunekit.selection import Selection
@@ -35,44 +35,35 @@ class TileBudgets(PruningPolicy):
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert tokens.patches is not None
+        tile = tokens.patches[..., 0]
+        real = (tile >= 0) & tokens.valid  # separators are made from no patch
+        width = tile.shape[1]
+        group = torch.where(real, tile, width)
+        early, late = (rank_within(group, tokens.attention[rows].float()) for rows in (_EARLY, _LATE))
+        stays = real & (late < self._budgets(tokens, real, early))
+        kept = torch.where(stays, torch.arange(width, device=tile.device), width).sort(1).values
+        return Selection(kept.masked_fill(kept == width, -1))  # the data decide how many: the core counts them
+
+    def _budgets(self, tokens: VisualTokens, real: Tensor, early: Tensor) -> Tensor:
+        """What the tile of each token may keep, [batch, visual]; the first tile of an image is its thumbnail."""
+        assert tokens.patches is not None
         tile, place = tokens.patches.unbind(-1)
-        tiles, size = (each + 1 for each in tokens.patches.flatten(0, 1).amax(0).tolist())  # one host read
-        real = tile >= 0  # separators are made from no patch
-        slot = torch.where(real, tile * size + place, tiles * size)
-        early, late = (self._table(tokens.attention[rows].float(), slot, tiles, size) for rows in (_EARLY, _LATE))
-        image = torch.full(early.shape[:2], -1, device=slot.device)
-        image = image.scatter_reduce(1, tile.clamp(min=0), tokens.image_number().masked_fill(~real, -1), "amax")
-        budget = self._budgets(early, image, size)
-        rank = late.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        chosen = torch.nn.functional.pad((rank < budget[..., None]).flatten(1), (0, 1)).gather(1, slot)
-        stays = chosen & real
-        counts = tuple(stays.sum(1).tolist())  # truncated shares and cut-off padding are the data's: a host read
-        width = stays.shape[1]
-        return picked((~stays).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(counts)], counts, width)
-
-    def _table(self, values: Tensor, slot: Tensor, tiles: int, size: int) -> Tensor:
-        """Values by tile and place, [batch, tiles, size]; -1 where there is no token."""
-        empty = torch.full((len(values), tiles * size + 1), -1.0, device=values.device)
-        return empty.scatter(1, slot, values)[:, :-1].unflatten(1, (tiles, size))
-
-    def _budgets(self, early: Tensor, image: Tensor, size: int) -> Tensor:
-        """Tokens of each tile, [batch, tiles]; the first tile of an image is its thumbnail."""
-        tiles = image.shape[1]
-        number = torch.arange(tiles, device=image.device).expand_as(image)
-        same = (image[:, :, None] == image[:, None]) & (image >= 0)[:, None]
-        first = torch.where(same, number[:, None], tiles).amin(-1).clamp(max=tiles - 1)  # each tile's thumbnail
-        many = same.sum(-1)
+        width = tile.shape[1]
+        image = torch.where(real, tokens.image_number(), width)
+        table = torch.zeros(len(tile), width + 1, dtype=tile.dtype, device=tile.device)  # by image, or by tile
+        first = (table + width).scatter_reduce(1, image, tile, "amin").gather(1, image)
+        many = table.scatter_reduce(1, image, tile, "amax").gather(1, image) - first + 1
+        size = place.amax(1, keepdim=True).clamp(min=0) + 1
         total = (many.double() * size * self.rate).floor()
-        main = (total * self.alpha).floor().clamp(max=size)
-        marks = int(size * (1 - self.alpha))
-        marked = early.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1) < marks
-        marked = marked.gather(1, first[..., None].expand_as(marked))  # those of the thumbnail, for each tile
-        runs = (many - 1).clamp(min=1)
-        run = torch.arange(size, device=image.device) * runs[..., None] // size
-        share = ((run == (number - first - 1)[..., None]) & marked).sum(-1).float() / max(1, marks)
-        rest = (share * (total - main).float()).floor().clamp(max=size)
-        alone = total.clamp(max=size)
-        return torch.where(many == 1, alone, torch.where(number == first, main, rest)).long()
+        main = torch.minimum((total * self.alpha).floor(), size)
+        marks = (size.double() * (1 - self.alpha)).floor()
+        marked = real & (tile == first) & (early < marks)
+        part = first + 1 + place * (many - 1).clamp(min=1) // size  # the tile that a patch of the thumbnail speaks for
+        part = torch.where(marked, part.clamp(max=width), width)
+        there = table.scatter_add(1, part, marked.long()).gather(1, tile.clamp(0, width))
+        share = there.float() / marks.clamp(min=1).float()
+        rest = torch.minimum((share * (total - main).float()).floor(), size)
+        return torch.where(many == 1, torch.minimum(total, size), torch.where(tile == first, main, rest)).long()
 
 
 @dataclass(frozen=True)
@@ -92,7 +83,8 @@ class HiRED(Method):
         alpha: the thumbnail's share.
 
     Differs from the reference: none of a tile's budget goes to patches that the model itself cuts off as padding, and
-    tiles stay where they are, where the released code mixes up those of grids that are not square. As there, a tile's
+    tiles stay where they are, where the released code mixes up those of grids that are not square. An image of a single
+    tile keeps the share of its patches, where the released code does not prune it. As there, a tile's
     part of the thumbnail is a run of its patches row by row, no rectangle; shares are truncated, so that some tokens
     fewer stay; and separators between tiles are dropped.
     """
@@ -104,12 +96,14 @@ class HiRED(Method):
     positions = "compact"
 
     def __post_init__(self) -> None:
-        if self.tiles and not isinstance(self.keep, float):
+        keep = Keep.of(self.keep)
+        if self.tiles and (keep.ratio is None or keep != Keep(ratio=keep.ratio)):
             raise BudgetError(f"HiRED(keep={self.keep!r}, tiles=True): a share of all patches, such as 0.2.")
         if not 0 <= self.alpha <= 1:
             raise BudgetError(f"HiRED(alpha={self.alpha}): must be at least 0 and at most 1.")
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
-        if isinstance(self.keep, float) and self.tiles:
-            return (Stage("input", TileBudgets(self.keep, self.alpha)),)
-        return (Stage("input", SelfAttention("cls"), Keep.of(self.keep)),)
+        keep = Keep.of(self.keep)
+        if self.tiles and keep.ratio is not None:
+            return (Stage("input", TileBudgets(keep.ratio, self.alpha)),)
+        return (Stage("input", SelfAttention("cls"), keep),)

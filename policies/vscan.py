@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from prunekit.errors import PolicyError, nearest
 from prunekit.keep import Keep
 from prunekit.needs import Needs, Rows
 from prunekit.plan import Method, Shape, Stage
@@ -21,6 +22,7 @@ from prunekit.tokens import VisualTokens
 __all__ = ["VScan"]
 
 _WINDOW = 6  # tokens along the edge of a window
+_VARIANTS = ("paper", "released")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,12 @@ class VScan(Method):
 
     positions = "compact"
 
+    def __post_init__(self) -> None:
+        if self.variant not in _VARIANTS:
+            hint = nearest(str(self.variant), _VARIANTS)
+            raise PolicyError(f"VScan(variant={self.variant!r}): allowed are {', '.join(_VARIANTS)}.{hint}")
+        self._first(Keep.of(self.keep))  # refuses what is no budget
+
     def stages_of(self, shape: Shape) -> tuple[Stage, ...]:
         last = Keep.of(self.keep)
         shallow = min(max(0, shape.features - 1), round(5 / 24 * shape.encoder))
@@ -124,4 +132,4 @@ class VScan(Method):
     def _first(self, last: Keep) -> Keep:
         if self.visual_keep is not None:
             return Keep.of(self.visual_keep)
-        return replace(last, times=3)
+        return replace(last, times=3 * last.times)

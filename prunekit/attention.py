@@ -72,20 +72,40 @@ def look_ahead(
         hidden: states [batch, length, dim]; `args` and `kwargs` are what the layer is given besides.
         observer: is shown queries and keys.
     """
+    shown = False
+    forward, own = attention.forward, "forward" in vars(attention)
 
     def stop(*args: Any, **kwargs: Any) -> None:
+        nonlocal shown
+        shown = True
         observer(*args, **kwargs)
         raise _Seen
 
+    def begun(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except _Seen:  # the module ends in order, so that hooks of others (fvcore's scopes) are closed
+            return None
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Seen
+
     handles = tap(attention, stop)
+    handles.append(attention.register_forward_hook(leave))
+    attention.forward = begun
     try:
         layer.forward(hidden, *args, **kwargs)
     except _Seen:
-        return
+        pass
     finally:
+        if own:
+            attention.forward = forward
+        else:
+            del attention.forward
         for handle in handles:
             handle.remove()
-    raise NeedsError(f"The attention of {type(layer).__name__} cannot be read: it calls no attention function.")
+    if not shown:
+        raise NeedsError(f"The attention of {type(layer).__name__} cannot be read: it calls no attention function.")
 
 
 class _Closing:

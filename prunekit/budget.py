@@ -61,7 +61,7 @@ def match_average(items: Items, average: float, *, visual: int, depth: Shape | i
     Raises:
         BudgetError: the average is outside of what the method can reach; the message gives its range.
     """
-    low, high = _at(items, 1, visual, depth), _at(items, visual, visual, depth)
+    low, high = _at(items, _lowest(items, visual, depth), visual, depth), _at(items, visual, visual, depth)
     reach = [average_tokens(stages, visual, depth) for stages in (low, high)]
     if not reach[0] <= average * (1 + 1e-9) or average > visual:
         name = type(items).__name__ if isinstance(items, Method) else "this list of stages"
@@ -69,7 +69,10 @@ def match_average(items: Items, average: float, *, visual: int, depth: Shape | i
             f"{name} cannot reach {average:g} visual tokens per decoder layer; on {_layers(depth)} layers and {visual}"
             f" tokens its range is {reach[0]:g} to {min(reach[1], visual):g}."
         )
-    least, most = 1, visual  # average_tokens grows with the knob: find the largest setting that is not above
+    least, most = (
+        _lowest(items, visual, depth),
+        visual,
+    )  # average_tokens grows with the knob: find the largest setting that is not above
     while least < most:
         middle = (least + most + 1) // 2
         if average_tokens(_at(items, middle, visual, depth), visual, depth) <= average * (1 + 1e-9):
@@ -79,6 +82,20 @@ def match_average(items: Items, average: float, *, visual: int, depth: Shape | i
     return _at(items, least, visual, depth)
 
 
+def _lowest(items: Items, visual: int, depth: Shape | int) -> int:
+    """The lowest setting of the knob that is possible at all: some methods halve tokens at most."""
+    least, most = 1, visual
+    while least < most:
+        middle = (least + most) // 2
+        try:
+            average_tokens(_at(items, middle, visual, depth), visual, depth)
+        except BudgetError:
+            least = middle + 1
+        else:
+            most = middle
+    return least
+
+
 def _at(items: Items, tokens: int, visual: int, depth: Shape | int) -> tuple[Stage, ...]:
     """Stages at one setting of the knob, `tokens` of `visual`."""
     if isinstance(items, Method) and is_dataclass(items) and hasattr(items, "keep"):
@@ -86,10 +103,9 @@ def _at(items: Items, tokens: int, visual: int, depth: Shape | int) -> tuple[Sta
         return Plan.of([replace(items, keep=knob)], depth).stages
     plan = Plan.of(_list(items), depth)
     last = plan.check(visual)[-1]
-    if last is None:
-        raise BudgetError(
-            f"Stage({plan.stages[-1].site!r}) decides the number of tokens by itself; it cannot be matched."
-        )
+    if not last:
+        how = "keeps no token" if last == 0 else "decides the number of tokens by itself"
+        raise BudgetError(f"Stage({plan.stages[-1].site!r}) {how}; it cannot be matched.")
     return tuple(
         replace(stage, keep=Keep(tokens=min(visual, max(1, round(count * tokens / last)))))
         for stage, count in ((stage, stage.count(visual) or 1) for stage in plan.stages)

@@ -27,7 +27,8 @@ def replay(case: Case) -> dict[str, Any]:
     images = (tuple(Image(tiles * size) for tiles in case.params["tiles"]),)
     tokens = visual(place[None, :, None].float(), attention=seen, patches=patches, images=images)
     kept = stage.policy.select(tokens, None).kept[0]
-    mask = torch.zeros(count * size, dtype=torch.bool).scatter(0, kept, True).view(count, size)
+    mask = torch.zeros(count * size + 1, dtype=torch.bool).scatter(0, kept % (count * size + 1), True)[:-1]
+    mask = mask.view(count, size)
     flat, lengths = packed(case, mask)
     return {"out_mask": mask, "out_budget": mask.sum(1), "out_packed_flat": flat, "out_packed_lens": lengths}
 
