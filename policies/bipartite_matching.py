@@ -56,12 +56,12 @@ class BipartiteMatching(PruningPolicy):
             return None
         number, steps, keep = self.steps
         final = keep.count(total)
-        if final * 2**steps < total:
+        if final << steps < total:
             raise BudgetError(
-                f"{steps} steps of merging halve {total} tokens at most to {-(-total // 2**steps)}; {keep} asks for"
+                f"{steps} steps of merging halve {total} tokens at most to {-(-total >> steps)}; {keep} asks for"
                 f" {final}."
             )
-        return min(total - (total - final) * (number + 1) // steps, final * 2 ** (steps - 1 - number))
+        return min(total - (total - final) * (number + 1) // steps, final << (steps - 1 - number))
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         if keep is not None:
@@ -97,7 +97,7 @@ class BipartiteMatching(PruningPolicy):
 
     def order(self, tokens: VisualTokens, selection: Selection) -> Tensor:
         """Slots of the kept tokens in the order that turns are counted by, [batch, kept]."""
-        _, rank = tokens.memory[_MEMORY]  # type: ignore[misc]
+        _, rank = tokens.memory[_MEMORY]
         kept = tokens.source.gather(1, selection.kept.clamp(min=0))
         turn: Tensor = rank.gather(1, kept.clamp(min=0))
         return turn.masked_fill(selection.kept < 0, 2**31 - 1).argsort(dim=1, stable=True)
@@ -118,7 +118,7 @@ class BipartiteMatching(PruningPolicy):
         index = tokens.source.clamp(min=0)
         if found is None:
             return torch.ones_like(index, dtype=torch.float32), index.masked_fill(~tokens.valid, 2**20)
-        sizes, turns = found  # type: ignore[misc]
+        sizes, turns = found
         turn: Tensor = turns.gather(1, index).masked_fill(~tokens.valid, 2**20)
         return sizes.gather(1, index), turn.argsort(dim=1, stable=True).argsort(dim=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -38,4 +39,6 @@ class KeyNorm(ScoringPolicy):
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
         assert tokens.keys is not None
-        return rearrange(tokens.keys.float(), "b h n d -> b n (h d)").norm(p=self.p, dim=-1)
+        keys = rearrange(tokens.keys.float(), "b h n d -> b n (h d)")
+        norm: Tensor = torch.linalg.vector_norm(keys, self.p, dim=-1)
+        return norm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,4 +19,5 @@ class Norm(ScoringPolicy):
     """Keep the visual tokens whose states at the site have the largest L2 norm: `r_i = |h_i|`."""
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
-        return tokens.hidden.float().norm(dim=-1)
+        norm: Tensor = torch.linalg.vector_norm(tokens.hidden.float(), dim=-1)
+        return norm

@@ -86,8 +86,8 @@ class OptimalTransport(PruningPolicy):
     def _cost(self, tokens: VisualTokens) -> Tensor:
         unit = torch.nn.functional.normalize(tokens.hidden.float(), dim=-1)
         places = self._places(tokens)
-        middle = (places - 0.5).norm(dim=-1)
-        apart = torch.cdist(places, places)
+        middle = torch.linalg.vector_norm(places - 0.5, dim=-1)
+        apart: Tensor = torch.cdist(places, places)
         return (1 - unit @ unit.transpose(1, 2)) / 2 + self.space * apart + self.centre * middle[:, None]
 
     def _places(self, tokens: VisualTokens) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -139,8 +140,8 @@ class RatedTokens(PruningPolicy):
         assert tokens.positions is not None
         apart = tokens.text_positions.gather(1, word.clamp(min=0))[..., None] - tokens.positions[:, None]
         half = _HEAD_DIM // 2
-        theta = 10000.0 ** (-torch.arange(half, device=apart.device).double() / half)
-        total = apart.new_zeros(apart.shape, dtype=torch.float32)
+        theta = torch.exp(torch.arange(half, device=apart.device).double() * (-math.log(10000.0) / half))
+        total: Tensor = apart.new_zeros(apart.shape, dtype=torch.float32)
         for angle in theta.split(16):  # chunks bound the memory
             total = total + torch.cos(apart[..., None] * angle).sum(-1).float()
         return 2 * total / _HEAD_DIM**0.5

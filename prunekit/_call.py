@@ -96,7 +96,7 @@ class Call:
     images: tuple[tuple[Image, ...], ...] | None = None
     alive: tuple[tuple[int, ...], ...] | None = None
     attention: dict[tuple[Rows | States, int], Tensor] = field(default_factory=dict)
-    memory: dict[str, object] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
     replay: bool = False
     embeds: Tensor | None = None
     cut: dict[Any, Any] = field(default_factory=dict)

@@ -77,7 +77,7 @@ class Run:
     mask: Tensor | None = None
     pruned: list[Pruned] = field(default_factory=list)
     bounds: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    memory: dict[str, object] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ class VisionSide:
         self.encoded = {kind: each for kind, each in self.encoded.items() if kind in outputs}
 
     @property
-    def memory(self) -> dict[str, object]:
+    def memory(self) -> dict[str, Any]:
         """The scratch of the stages inside the encoder."""
         return next((run.memory for runs in self.runs.values() for run in runs), {})
 

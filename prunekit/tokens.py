@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -74,7 +75,7 @@ class VisualTokens:
     per_image: int | None = None
     images: tuple[tuple[Image, ...], ...] | None = None
     alive: tuple[tuple[int, ...], ...] | None = None
-    memory: dict[str, object] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def budget(self, keep: Keep) -> tuple[int, ...]:
         """Tokens that `keep` asks of each row. A ratio never asks for more than the roundings of earlier stages left.
