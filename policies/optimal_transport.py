@@ -88,7 +88,8 @@ class OptimalTransport(PruningPolicy):
         places = self._places(tokens)
         middle = torch.linalg.vector_norm(places - 0.5, dim=-1)
         apart: Tensor = torch.cdist(places, places)
-        return (1 - unit @ unit.transpose(1, 2)) / 2 + self.space * apart + self.centre * middle[:, None]
+        cost: Tensor = (1 - unit @ unit.transpose(1, 2)) / 2 + self.space * apart + self.centre * middle[:, None]
+        return cost
 
     def _places(self, tokens: VisualTokens) -> Tensor:
         """Where in its image each token is, [batch, visual, 2]; on a line where images have no grid."""

@@ -144,7 +144,8 @@ class RatedTokens(PruningPolicy):
         total: Tensor = apart.new_zeros(apart.shape, dtype=torch.float32)
         for angle in theta.split(16):  # chunks bound the memory
             total = total + torch.cos(apart[..., None] * angle).sum(-1).float()
-        return 2 * total / _HEAD_DIM**0.5
+        weight: Tensor = 2 * total / _HEAD_DIM**0.5
+        return weight
 
 
 @dataclass(frozen=True)
