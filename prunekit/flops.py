@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit._closed_form import Decoder, Encoder, linear
 from prunekit._text import TextSide
 from prunekit._trace_graph import analyse
 from prunekit.adapter import ModelAdapter, adapter_for
+from prunekit.closed_form import closed_form
 from prunekit.errors import UnsupportedModelError
 from prunekit.plan import Method, Stage
 from prunekit.session import prune
@@ -174,43 +174,3 @@ def _watch(adapter: ModelAdapter, inputs: Mapping[str, Any], visual: list[int]) 
         for layer in adapter.decoder_layers:
             stack.callback(layer.register_forward_pre_hook(note).remove)
         yield
-
-
-def closed_form(
-    model_or_config: Any,
-    visual: Sequence[int],
-    text: int,
-    *,
-    images: int = 1,
-    batch: int = 1,
-    encoder: Sequence[int] | None = None,
-    scorers: Mapping[str, int] | None = None,
-    logits_to_keep: int = 1,
-) -> Cost:
-    """The same cost from shapes alone, for LLaVA with a CLIP encoder; needs no weights and no run.
-
-    Args:
-        model_or_config: a `LlavaConfig`, or a model that has one.
-        visual: visual tokens of a sample that enter each decoder layer, e.g. `prunekit.budget.tokens_per_layer(...)`.
-        text: all other tokens of a sample.
-        images: images of a sample.
-        batch: samples.
-        encoder: tokens in each layer of the encoder, [CLS] included; by default all of them.
-        scorers: multiply-adds of the policies, by scope.
-        logits_to_keep: positions that go through the output head.
-    """
-    config = getattr(model_or_config, "config", model_or_config)
-    eyes, language = Encoder.of(config.vision_config), Decoder.of(config.text_config)
-    lengths = [eyes.tokens] * eyes.depth if encoder is None else encoder
-    features = config.vision_feature_layer
-    width = eyes.hidden * (1 if isinstance(features, int) else len(features))
-    projector = linear(eyes.patches, width, language.hidden) + linear(eyes.patches, language.hidden, language.hidden)
-    per_layer = tuple(batch * language.layer(tokens + text) for tokens in visual)
-    macs = {
-        "vision": batch * images * (eyes.embedding() + sum(eyes.layer(tokens) for tokens in lengths)),
-        "projector": batch * images * projector,
-        "scorer": sum((scorers or {}).values()),
-        "prefill": sum(per_layer),
-        "lm_head": batch * language.head(logits_to_keep),
-    }
-    return Cost(macs, per_layer, dict(scorers or {}), tuple(batch * tokens for tokens in visual))
