@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from prunekit.errors import BudgetError, NeedsError
 from prunekit.keep import Keep
-from prunekit.plan import Method, Stage
+from prunekit.plan import Method, Shape, Stage
 from prunekit.policies.joint_attention import JointAttention
 
 __all__ = ["FitPrune"]
@@ -40,6 +40,11 @@ class FitPrune(Method):
                 f"FitPrune(deletions={list(self.deletions)}, visual={self.visual}): numbers are at least 0, and"
                 " together below the number of visual tokens."
             )
+
+    @classmethod
+    def example(cls, shape: Shape) -> FitPrune:
+        """An even schedule, fitted on nothing, that deletes half of the visual tokens on the way."""
+        return cls((cls.visual // (2 * shape.depth),) * shape.depth)
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         if len(self.deletions) != depth:

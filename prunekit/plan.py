@@ -152,6 +152,11 @@ class Method(ABC):
         """The stages of this method on a model of this shape."""
         return self.stages(shape.depth)
 
+    @classmethod
+    def example(cls, shape: Shape) -> Method:
+        """One that works on a model of this shape, to try or to show: with the default arguments, where these do."""
+        return cls()
+
 
 def _ask_for_shape(method: Method, depth: int) -> tuple[Stage, ...]:
     raise SiteError(

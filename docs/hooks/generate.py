@@ -60,13 +60,16 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def policies() -> str:
     """Every class of `prunekit.policies`, its sites and needs read from the class."""
     from prunekit import policies as found
+    from prunekit.compatibility import buildable
     from prunekit.plan import Method, Shape
 
-    rows = []
+    rows, shape = [], Shape(32, 24, 22)
     for name in sorted(found.__all__, key=str.lower):
         cls = getattr(found, name)
-        if isinstance(cls, type) and issubclass(cls, Method):
-            stages = cls().stages_of(Shape(32, 24, 22))
+        if not buildable(cls):
+            sites, kind, needs = [], "combinator", []
+        elif issubclass(cls, Method):
+            stages = cls.example(shape).stages_of(shape)
             sites, kind = [stage.site for stage in stages], "method"
             needs = [stage.policy.needs for stage in stages]
         else:
@@ -75,8 +78,8 @@ def policies() -> str:
             [
                 f"[`{name}`](docs/api/policies.md#prunekit.policies.{name})",
                 kind,
-                _code(sites),
-                _reads(needs),
+                _code(sites) or "those of its parts",
+                _reads(needs) if kind != "combinator" else "what they read",
                 first_sentence(cls),
             ]
         )
