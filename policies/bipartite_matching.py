@@ -11,6 +11,7 @@ from prunekit.errors import BudgetError, PolicyError
 from prunekit.keep import Keep
 from prunekit.needs import Needs
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -37,6 +38,15 @@ class BipartiteMatching(PruningPolicy):
     proportional: bool = True
 
     sites = ("vision",)
+    reference = Reference(
+        name="ToMe",
+        arxiv="2210.09461",
+        year=2023,
+        authors="Bolya et al.",
+        venue="ICLR",
+        code="https://github.com/facebookresearch/ToMe",
+        commit="af95e4b",
+    )
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]

@@ -35,6 +35,7 @@ class CDPruner(Method):
     variant: Literal["paper", "released"] = "paper"
 
     positions = "compact"
+    reference = ConditionalDiversity.reference
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         policy = ConditionalDiversity(self.relevance, coupled=self.variant == "released")

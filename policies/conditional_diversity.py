@@ -14,6 +14,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Needs
 from prunekit.policies._greedy import LEAST, cosines, picked
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -44,6 +45,16 @@ class ConditionalDiversity(PruningPolicy):
     coupled: bool = False
 
     sites = ("input", "decoder")
+    reference = Reference(
+        name="CDPruner",
+        arxiv="2506.10967",
+        year=2025,
+        authors="Zhang et al.",
+        venue="NeurIPS",
+        code="https://github.com/Theia-4869/CDPruner",
+        commit="9541616",
+        variants=("paper", "released"),
+    )
 
     def __post_init__(self) -> None:
         if self.relevance not in _RELEVANCE:

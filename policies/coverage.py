@@ -13,6 +13,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Needs, Rows, States
 from prunekit.policies._greedy import LEAST, cosines, picked
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -36,6 +37,14 @@ class Coverage(PruningPolicy):
     alpha: float = 1.0
 
     sites = ("input", "decoder")
+    reference = Reference(
+        name="SCOPE",
+        arxiv="2510.24214",
+        year=2025,
+        venue="NeurIPS",
+        code="https://github.com/kinredon/SCOPE",
+        commit="6bf7306",
+    )
 
     def __post_init__(self) -> None:
         if self.alpha < 0:

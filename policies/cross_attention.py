@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunekit.errors import NeedsError, nearest
 from prunekit.needs import Needs, Rows
+from prunekit.policies.self_attention import SelfAttention
 from prunekit.policy import ScoringPolicy
 from prunekit.tokens import VisualTokens
 
@@ -46,6 +47,7 @@ class CrossAttention(ScoringPolicy):
     ahead: bool = False
 
     sites = ("decoder",)
+    reference = SelfAttention.reference  # both are stages of STAR
 
     def __post_init__(self) -> None:
         if self.queries not in _QUERIES:

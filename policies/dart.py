@@ -41,6 +41,8 @@ class DART(Method):
     texts: int = 4
     variant: Literal["paper", "released"] = "paper"
 
+    reference = Duplication.reference
+
     def __post_init__(self) -> None:
         if self.variant not in _VARIANTS:
             hint = nearest(str(self.variant), _VARIANTS)

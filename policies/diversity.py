@@ -12,6 +12,7 @@ from prunekit.errors import BudgetError
 from prunekit.keep import Keep
 from prunekit.policies._greedy import LEAST, cosines, picked
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -31,6 +32,18 @@ class Diversity(PruningPolicy):
     """
 
     ratio: float | None = None
+
+    reference = Reference(
+        name="DivPrune",
+        arxiv="2503.02175",
+        year=2025,
+        authors="Alvar et al.",
+        venue="CVPR",
+        code="https://github.com/vbdi/divprune",
+        licence="CC BY-NC 4.0",
+        commit="799e2d9",
+        variants=("paper", "released"),
+    )
 
     def __post_init__(self) -> None:
         if self.ratio is not None and not 0 < self.ratio <= 1:

@@ -34,6 +34,7 @@ class DivPrune(Method):
     variant: Literal["paper", "released"] = "paper"
 
     positions = "compact"
+    reference = Diversity.reference
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         if self.variant == "paper":

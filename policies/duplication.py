@@ -14,6 +14,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Keys, Needs, States
 from prunekit.policies._greedy import picked
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -48,6 +49,16 @@ class Duplication(PruningPolicy):
 
     needs = Needs(keys=Keys(of_vision=False), text=True, states=(_TEXT_KEYS, _VISUAL, _TEXT))
     sites = ("decoder",)
+    reference = Reference(
+        name="DART",
+        arxiv="2502.11494",
+        year=2025,
+        authors="Wen et al.",
+        venue="EMNLP",
+        code="https://github.com/Chenfei-Liao/VTC-Bench",
+        commit="983e443",
+        variants=("paper", "released"),
+    )
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.texts < 0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prunekit.keep import Keep
 from prunekit.plan import Method, Stage
 from prunekit.policies.self_attention import SelfAttention
+from prunekit.reference import Reference
 
 __all__ = ["FasterVLM"]
 
@@ -24,6 +25,16 @@ class FasterVLM(Method):
     """
 
     keep: int | float | Keep = 0.25
+
+    reference = Reference(
+        name="FasterVLM",
+        arxiv="2412.01818v1",
+        year=2024,
+        authors="Zhang et al.",
+        code="https://github.com/Theia-4869/FasterVLM",
+        licence="Apache-2.0",
+        commit="f5d5f12",
+    )
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         return (Stage("input", SelfAttention("cls"), Keep.of(self.keep)),)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prunekit.keep import Keep
 from prunekit.plan import Method, Stage
 from prunekit.policies.cross_attention import CrossAttention
+from prunekit.reference import Reference
 
 __all__ = ["FastV"]
 
@@ -31,6 +32,17 @@ class FastV(Method):
 
     keep: int | float | Keep = 0.5
     layer: int = 2
+
+    reference = Reference(
+        name="FastV",
+        arxiv="2403.06764",
+        year=2024,
+        authors="Chen et al.",
+        venue="ECCV",
+        code="https://github.com/pkunlp-icler/FastV",
+        licence="no licence",
+        commit="d165972",
+    )
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         return (Stage(f"decoder.{self.layer}", CrossAttention("last"), Keep.of(self.keep)),)

@@ -34,6 +34,8 @@ class FitPrune(Method):
     deletions: tuple[int, ...] = ()
     visual: int = 576
 
+    reference = JointAttention.reference
+
     def __post_init__(self) -> None:
         if any(count < 0 for count in self.deletions) or sum(self.deletions) >= self.visual:
             raise BudgetError(

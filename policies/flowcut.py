@@ -15,6 +15,7 @@ from prunekit.needs import Needs, Rows, States
 from prunekit.plan import Method, Shape, Stage
 from prunekit.policies._greedy import picked
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -129,6 +130,16 @@ class FlowCut(Method):
     variant: Literal["paper", "released"] = "paper"
 
     positions = "compact"
+    reference = Reference(
+        name="FlowCut",
+        arxiv="2505.19536",
+        year=2025,
+        authors="Tong et al.",
+        venue="NeurIPS",
+        code="https://github.com/TungChintao/FlowCut",
+        commit="a2ecd24",
+        variants=("paper", "released"),
+    )
 
     def stages_of(self, shape: Shape) -> tuple[Stage, ...]:
         last, keep = shape.features - 1, Keep.of(self.keep)

@@ -14,6 +14,7 @@ from prunekit.plan import Method, Stage
 from prunekit.policies._greedy import rank_within
 from prunekit.policies.self_attention import SelfAttention
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -94,6 +95,15 @@ class HiRED(Method):
     alpha: float = 0.5
 
     positions = "compact"
+    reference = Reference(
+        name="HiRED",
+        arxiv="2408.10945",
+        year=2025,
+        authors="Arif et al.",
+        venue="AAAI",
+        code="https://github.com/hasanar1f/HiRED",
+        commit="502d6dd",
+    )
 
     def __post_init__(self) -> None:
         keep = Keep.of(self.keep)

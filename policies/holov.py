@@ -13,6 +13,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Needs, Rows
 from prunekit.plan import Method, Stage
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -168,6 +169,15 @@ class HoloV(Method):
     variant: Literal["paper", "released"] = "paper"
 
     positions = "compact"
+    reference = Reference(
+        name="HoloV",
+        arxiv="2510.02912",
+        year=2025,
+        venue="NeurIPS",
+        code="https://github.com/obananas/HoloV",
+        commit="1d2e65e",
+        variants=("paper", "released"),
+    )
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         policy = HolisticCrops(self.crops, self.alpha, released=self.variant == "released")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prunekit.needs import Needs, Rows
 from prunekit.policy import ScoringPolicy
+from prunekit.reference import Reference
 from prunekit.tokens import VisualTokens
 
 __all__ = ["JointAttention"]
@@ -26,6 +27,15 @@ class JointAttention(ScoringPolicy):
 
     needs = Needs([_IMAGE, _TEXT])
     sites = ("decoder",)
+    reference = Reference(
+        name="FitPrune",
+        arxiv="2409.10197",
+        year=2025,
+        authors="Ye et al.",
+        venue="AAAI",
+        code="https://github.com/ywh187/FitPrune",
+        commit="d28e418",
+    )
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
         return tokens.attention[_IMAGE] * tokens.attention[_TEXT]

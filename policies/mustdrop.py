@@ -16,6 +16,7 @@ from prunekit.needs import Needs, Rows
 from prunekit.plan import Method, Stage
 from prunekit.policies._greedy import picked
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -160,6 +161,15 @@ class MustDrop(Method):
     variant: Literal["paper", "released"] = "paper"
 
     positions = "compact"
+    reference = Reference(
+        name="MustDrop",
+        arxiv="2411.10803",
+        year=2024,
+        authors="Liu et al.",
+        code="https://github.com/liuting20/MustDrop",
+        commit="909afa5",
+        variants=("paper", "released"),
+    )
 
     def __post_init__(self) -> None:
         if self.retain not in _THRESHOLDS and (self.of_all is None or self.of_one is None):

@@ -13,6 +13,7 @@ from prunekit.keep import Keep
 from prunekit.policies._greedy import picked
 from prunekit.policies.uniform_grid import strided
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -42,6 +43,15 @@ class OptimalTransport(PruningPolicy):
     epsilon: float = 0.1
     iterations: int = 10
     recover: float = 0.1
+
+    reference = Reference(
+        name="TopV",
+        arxiv="2503.18278",
+        year=2025,
+        authors="Yang et al.",
+        venue="CVPR",
+        unproven="no code of the authors is known to us",
+    )
 
     def __post_init__(self) -> None:
         if self.epsilon <= 0 or self.iterations < 1 or not 0 <= self.recover < 1:

@@ -15,6 +15,7 @@ from prunekit.needs import Keys, Needs, Rows
 from prunekit.plan import Method, Stage
 from prunekit.policies._greedy import picked
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -139,6 +140,16 @@ class PruMerge(Method):
     variant: Literal["paper", "released"] = "paper"
 
     positions = "compact"
+    reference = Reference(
+        name="LLaVA-PruMerge",
+        arxiv="2403.15388",
+        year=2025,
+        authors="Shang et al.",
+        venue="ICCV",
+        code="https://github.com/42Shawn/LLaVA-PruMerge",
+        commit="097c041",
+        variants=("paper", "released"),
+    )
 
     def __post_init__(self) -> None:
         if self.plus and self.keep is not None:

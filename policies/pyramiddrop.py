@@ -8,6 +8,7 @@ from prunekit.errors import SiteError
 from prunekit.keep import Keep
 from prunekit.plan import Method, Stage
 from prunekit.policies.cross_attention import CrossAttention
+from prunekit.reference import Reference
 
 __all__ = ["PyramidDrop"]
 
@@ -33,6 +34,15 @@ class PyramidDrop(Method):
     drops: int = 3
 
     positions = "compact"
+    reference = Reference(
+        name="PyramidDrop",
+        arxiv="2410.17247",
+        year=2025,
+        authors="Xing et al.",
+        venue="CVPR",
+        code="https://github.com/Cooperx521/PyramidDrop",
+        commit="6444f30",
+    )
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         if not 1 <= self.drops < depth:

@@ -31,6 +31,7 @@ class SCOPE(Method):
     alpha: float = 1.0
 
     positions = "compact"
+    reference = Coverage.reference
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         return (Stage("input", Coverage(self.alpha), Keep.of(self.keep)),)

@@ -12,6 +12,7 @@ from torch import Tensor
 from prunekit.errors import NeedsError, nearest
 from prunekit.needs import Needs, Rows
 from prunekit.policy import ScoringPolicy
+from prunekit.reference import Reference
 from prunekit.tokens import VisualTokens
 
 __all__ = ["SelfAttention"]
@@ -43,6 +44,15 @@ class SelfAttention(ScoringPolicy):
 
     queries: Literal["visual", "cls", "embedding"] = "visual"
     layer: int | None = None
+
+    reference = Reference(
+        name="STAR",
+        arxiv="2505.12359",
+        year=2025,
+        authors="Guo et al.",
+        title="STAR: Stage-Wise Attention-Guided Token Reduction for Efficient Large Vision-Language Models Inference",
+        unproven="the authors have released no code",
+    )
 
     def __post_init__(self) -> None:
         if self.queries not in _QUERIES:

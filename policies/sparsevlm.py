@@ -17,6 +17,7 @@ from prunekit.plan import Method, Stage
 from prunekit.policies._clusters import density_peaks
 from prunekit.policies._greedy import picked
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -174,6 +175,17 @@ class SparseVLM(Method):
     retain: int = 192
     keep: int | float | Keep | None = None
     version: Literal["v1", "plus"] = "v1"
+
+    reference = Reference(
+        name="SparseVLM",
+        arxiv="2410.04417",
+        year=2025,
+        authors="Zhang et al.",
+        venue="ICML",
+        code="https://github.com/Gumpest/SparseVLMs",
+        commit="26a5f48",
+        variants=("v1", "plus"),
+    )
 
     @property
     def positions(self) -> str:  # type: ignore[override]

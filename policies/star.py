@@ -42,6 +42,8 @@ class STAR(Method):
     visual_queries: Literal["visual", "cls", "embedding"] = "visual"
     text_queries: Literal["text", "last", "instruction"] = "text"
 
+    reference = SelfAttention.reference
+
     @classmethod
     def from_ratios(cls, R: float, P: float, K: int | None = None, **options: Any) -> STAR:
         """Build from the paper's symbols.

@@ -33,6 +33,7 @@ class ToMe(Method):
     proportional: bool = True
 
     positions = "compact"
+    reference = BipartiteMatching.reference
 
     def stages_of(self, shape: Shape) -> tuple[Stage, ...]:
         steps = shape.features + 1

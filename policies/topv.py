@@ -33,5 +33,7 @@ class TopV(Method):
     layer: int = 2
     recover: float = 0.1
 
+    reference = OptimalTransport.reference
+
     def stages(self, depth: int) -> tuple[Stage, ...]:
         return (Stage(f"decoder.{self.layer}", OptimalTransport(recover=self.recover), Keep.of(self.keep)),)

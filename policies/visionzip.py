@@ -14,6 +14,7 @@ from prunekit.needs import Keys, Needs, Rows, States
 from prunekit.plan import Method, Stage
 from prunekit.policies._greedy import picked
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -121,6 +122,16 @@ class VisionZip(Method):
     variant: Literal["paper", "released"] = "paper"
 
     positions = "compact"
+    reference = Reference(
+        name="VisionZip",
+        arxiv="2412.04467",
+        year=2025,
+        authors="Yang et al.",
+        venue="CVPR",
+        code="https://github.com/dvlab-research/VisionZip",
+        commit="3151f6d",
+        variants=("paper", "released"),
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.contextual < 1:

@@ -13,6 +13,7 @@ from prunekit.needs import Needs, Rows, States
 from prunekit.plan import Method, Stage
 from prunekit.policies._greedy import cosines, picked
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -97,6 +98,15 @@ class VisPruner(Method):
     important: float = 0.5
 
     positions = "compact"
+    reference = Reference(
+        name="VisPruner",
+        arxiv="2412.01818v2",
+        year=2025,
+        authors="Zhang et al.",
+        venue="ICCV",
+        code="https://github.com/Theia-4869/VisPruner",
+        commit="aefa01a",
+    )
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         return (Stage("input", ImportantAndVaried(self.important), Keep.of(self.keep)),)

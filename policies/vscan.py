@@ -16,6 +16,7 @@ from prunekit.plan import Method, Shape, Stage
 from prunekit.policies._greedy import picked, rank_within
 from prunekit.policies.cross_attention import CrossAttention
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -113,6 +114,16 @@ class VScan(Method):
     variant: Literal["paper", "released"] = "paper"
 
     positions = "compact"
+    reference = Reference(
+        name="VScan",
+        arxiv="2505.22654",
+        year=2026,
+        authors="Zhang et al.",
+        venue="TMLR",
+        code="https://github.com/Tencent/SelfEvolvingAgent",
+        commit="a82450e",
+        variants=("paper", "released"),
+    )
 
     def __post_init__(self) -> None:
         if self.variant not in _VARIANTS:

@@ -12,6 +12,7 @@ from prunekit.errors import BudgetError, SiteError
 from prunekit.keep import Keep
 from prunekit.plan import Method, Stage
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -49,6 +50,14 @@ class VTW(Method):
     """
 
     layer: int | None = None
+
+    reference = Reference(
+        name="VTW",
+        arxiv="2405.05803",
+        year=2024,
+        authors="Lin et al.",
+        unproven="all visual tokens go, so that there is no choice to compare",
+    )
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         layer = max(1, round(15 / 32 * depth)) if self.layer is None else self.layer

@@ -16,6 +16,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Keys, Needs, Rows, States
 from prunekit.plan import Method, Plan, Stage
 from prunekit.policy import PruningPolicy, ScoringPolicy
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.session import Session, prune
 from prunekit.tokens import VisualTokens
@@ -34,6 +35,7 @@ __all__ = [
     "Needs",
     "Plan",
     "PruningPolicy",
+    "Reference",
     "Rows",
     "ScoringPolicy",
     "Selection",

@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from prunekit.errors import BudgetError, PolicyError, SiteError, nearest
 from prunekit.keep import Keep
 from prunekit.policy import PruningPolicy
+from prunekit.reference import Reference
 
 __all__ = ["Method", "Plan", "Shape", "Site", "Stage"]
 
@@ -131,9 +132,11 @@ class Method(ABC):
 
     Attributes:
         positions: the position ids of kept tokens as published, see `prune(..., positions="published")`.
+        reference: where it was published; None for methods of one's own.
     """
 
     positions = "original"  # without a type: jsonargparse would lose those of all fields
+    reference = cast("Reference | None", None)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

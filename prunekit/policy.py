@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from torch import Tensor
 from prunekit.errors import PolicyError
 from prunekit.keep import Keep
 from prunekit.needs import Needs
+from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.sequence import first_columns
 from prunekit.tokens import VisualTokens
@@ -30,12 +32,14 @@ class PruningPolicy(ABC):
         sites: the parts of a model where the policy has a meaning, of `vision`, `connector`, `input` and `decoder`.
         coupled: whether a row's result depends on the other rows of the batch, as in some released code. Never so
             unless asked for.
+        reference: where it was published; None for policies of one's own.
     """
 
     needs: Needs = Needs()
     needs_keep: bool = True
     sites: tuple[str, ...] = ("vision", "connector", "input", "decoder")
     coupled: bool = False
+    reference = cast("Reference | None", None)  # without a type: jsonargparse would lose those of all fields
 
     def planned(self, total: int) -> int | None:
         """Tokens left of `total` original ones by a policy staged without `Keep`; None where the data decide."""
