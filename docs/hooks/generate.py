@@ -226,6 +226,19 @@ def releases() -> str:
     return str(_script("tests/matrix.py").section())
 
 
+def published(part: str) -> str:
+    """Published costs recomputed: a part of `published.py`."""
+    return table(PUBLISHED[part], getattr(_script("docs/hooks/published.py"), part)())
+
+
+PUBLISHED = {
+    "rules": ["Name", "One layer", "Unit", "Papers", "Leaves out"],
+    "figures": ["Paper", "Tokens", "Printed", "By its rule", "Rule", "Text tokens", "`full`"],
+    "stages": ["n1, n2", "Average tokens", "`visual-only`", "`full`, 95 text tokens"],
+    "labels": ["", "192", "128", "96", "64"],
+}
+
+
 def _script(path: str) -> Any:
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
@@ -245,4 +258,5 @@ PARTS: dict[str, Callable[..., str]] = {
     "objects": objects,
     "results": results,
     "releases": releases,
+    "published": published,
 }
