@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prunekit.budget import average_tokens, match_average, tokens_per_layer
+from prunekit.budget import average_tokens, tokens_per_layer
 from prunekit.conventions import conventions, report
 from prunekit.plan import Method
 from prunekit.policies import FastV, PyramidDrop, SparseVLM
@@ -116,10 +116,8 @@ def _counter(label: int, first: int = 2) -> float:
 
 
 def _fastv(layer: int) -> Callable[[int], float]:
-    def kept(label: int) -> float:
-        return match_average(FastV(layer=layer), label, visual=VISUAL, depth=LAYERS)[-1].count(VISUAL) or 0
-
-    return kept
+    """What must be kept from a layer on, so that the average is the label."""
+    return lambda label: (LAYERS * label - layer * VISUAL) / (LAYERS - layer)
 
 
 LABELS = (
