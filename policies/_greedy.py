@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunekit.selection import Selection
 
-__all__ = ["LEAST", "cosines", "picked", "rank_within"]
+__all__ = ["LEAST", "cosines", "first_best", "picked", "rank_within"]
 
 LEAST = torch.finfo(torch.float32).min
 
@@ -16,6 +16,16 @@ def cosines(states: Tensor) -> Tensor:
     """Cosine of every pair of tokens in float32, [batch, tokens, tokens]."""
     unit = torch.nn.functional.normalize(states.float(), dim=-1)
     return unit @ unit.transpose(1, 2)
+
+
+def first_best(values: Tensor, slack: Tensor | float = 0.0) -> Tensor:
+    """The first token that is best up to rounding, [batch, 1].
+
+    Equal tokens (separators, blank patches) have equal values up to the order in which sums are taken, which differs
+    between a batch and its rows alone; `slack` is more than that and less than a difference that means something.
+    """
+    best = values.amax(-1, keepdim=True)
+    return (values >= best - slack).to(torch.uint8).argmax(-1, keepdim=True)
 
 
 def picked(order: Tensor, counts: tuple[int, ...], width: int) -> Selection:

@@ -28,6 +28,8 @@ class AveragePooling(PruningPolicy):
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         selection = UniformGrid().select(tokens, keep)
+        if selection.counts == tokens.counts:
+            return selection
         apart = distances(tokens, selection).square().sum(-1)
         owner = apart.argmin(-1).masked_fill(~tokens.valid, -1)
         return replace(selection, owner=owner)

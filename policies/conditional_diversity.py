@@ -12,7 +12,7 @@ from torch import Tensor
 from prunekit.errors import NeedsError, nearest
 from prunekit.keep import Keep
 from prunekit.needs import Needs
-from prunekit.policies._greedy import LEAST, cosines, picked
+from prunekit.policies._greedy import LEAST, cosines, first_best, picked
 from prunekit.policy import PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
@@ -21,6 +21,8 @@ from prunekit.tokens import VisualTokens
 __all__ = ["ConditionalDiversity"]
 
 _RELEVANCE = ("text", "clip")
+_ROUNDING = 2e-6  # of the largest gain at first
+_NOISE = 1e-5  # of a token's own gain: what is left of one that the picked ones span, in float32
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class ConditionalDiversity(PruningPolicy):
     Greedy maximum of `det(L_S)` for the kernel `L_ij = r_i cos(h_i, h_j) r_j`, `h` the states at the site and `r` the
     relevance, brought to [0, 1] over the tokens of a row: `(r - min + 1e-6) / (max - min)`. Each pick costs one pass
     over the tokens (Cholesky updates). The score behind CDPruner (arXiv 2506.10967). Ties go to the first token.
+    A token that the picked ones span adds nothing; where only such are left, they are taken in order.
 
     - `text`: the cosine of a token to the question's tokens at the site, averaged over them.
     - `clip`: the negated mean cosine of `image_embeds` [batch, visual, dim] to `text_embeds` [texts, dim] or
@@ -90,19 +93,23 @@ class ConditionalDiversity(PruningPolicy):
         assert keep is not None
         relevance = self.relevances(tokens)
         kernel = relevance[..., None] * cosines(tokens.hidden) * relevance[:, None]
-        gain = kernel.diagonal(dim1=1, dim2=2).masked_fill(~tokens.valid, LEAST)
+        alone = kernel.diagonal(dim1=1, dim2=2)
+        gain, slack = alone.masked_fill(~tokens.valid, LEAST), _ROUNDING * alone.amax(1, keepdim=True)
         steps = max(tokens.budget(keep))
         found = kernel.new_zeros(len(kernel), steps, kernel.shape[1])  # rows of the Cholesky factor
         picks = []
         for step in range(steps):
-            pick = gain.argmax(-1, keepdim=True)
+            pick = first_best(gain, slack)
             picks.append(pick)
             own = found.gather(2, pick[:, None].expand(-1, steps, -1))  # [batch, steps, 1]
             row = kernel.gather(1, pick[..., None].expand(-1, -1, kernel.shape[2]))[:, 0]
-            left = gain.gather(1, pick).clamp(min=torch.finfo(torch.float32).tiny)
-            update = (row - (own * found).sum(1)) / left.sqrt()
+            left = gain.gather(1, pick)
+            update = (row - (own * found).sum(1)) / left.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+            update = torch.where(left > 0, update, 0)
             found = found.index_copy(1, torch.tensor([step], device=found.device), update[:, None])
-            gain = (gain - update.square()).masked_fill(~tokens.valid, LEAST).scatter(1, torch.cat(picks, 1), LEAST)
+            gain = gain - update.square()
+            gain = torch.where(gain > _NOISE * alone, gain, 0).masked_fill(~tokens.valid, LEAST)
+            gain = gain.scatter(1, torch.cat(picks, 1), LEAST)
         return torch.cat(picks, 1) if picks else tokens.valid.new_zeros(len(kernel), 0, dtype=torch.long)
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prunekit.errors import BudgetError
+from prunekit.errors import BudgetError, NeedsError
 from prunekit.keep import Keep
 from prunekit.needs import Keys, Needs, Rows, States
 from prunekit.plan import Method, Stage
@@ -96,7 +96,14 @@ class DominantAndContextual(PruningPolicy):
         cls = torch.nn.functional.one_hot(torch.full_like(spare, width), width + 1).to(mix.dtype)
         whole = whole.scatter(1, spare[..., None].expand(-1, -1, width + 1), cls)
         mix = whole.gather(1, order[..., None].expand(-1, -1, width + 1))
-        return Selection(kept, counts, mix=mix, extra=tokens.states[_CLS])
+        cls_state = tokens.states[_CLS]
+        if cls_state.shape[-1] != tokens.hidden.shape[-1]:
+            raise NeedsError(
+                f"VisionZip(variant='released') feeds on [CLS] as one of the tokens, but those of this model are"
+                f" {tokens.hidden.shape[-1]} wide before the projector, several states in one, and [CLS] is"
+                f" {cls_state.shape[-1]}; use variant='paper'."
+            )
+        return Selection(kept, counts, mix=mix, extra=cls_state)
 
 
 @dataclass(frozen=True)

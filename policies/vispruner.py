@@ -49,7 +49,7 @@ class ImportantAndVaried(PruningPolicy):
         targets = [count - taken for count, taken in zip(counts, first, strict=True)]
         rest = self._varied(rest, sizes, targets, cosines(tokens.states[_FEATURES]))
         index = place[: max(counts)]
-        taken = rest.gather(1, (index - start).clamp(min=0))
+        taken = rest.gather(1, (index - start).clamp(0, rest.shape[1] - 1))
         return picked(torch.where(index < start, ranked[:, : max(counts)], taken), counts, ranked.shape[1])
 
     def _varied(self, rest: Tensor, sizes: list[int], targets: list[int], similar: Tensor) -> Tensor:

@@ -52,6 +52,8 @@ class GlobalAndLocal(PruningPolicy):
             counts = tuple(count - count // 2 + count // 2 // many * many for count, many in shares)
         order = ranking.argsort(dim=1, descending=True, stable=True)[:, : max(counts)]
         selection = picked(order, counts, ranking.shape[1])
+        if counts == tokens.counts:
+            return selection
         return replace(selection, owner=self._owner(tokens, selection.kept))
 
     def local(self, tokens: VisualTokens, keep: Keep | None = None) -> Bool[Tensor, "batch visual"]:

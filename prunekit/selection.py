@@ -54,6 +54,13 @@ class Selection:
         """Whether kept tokens change."""
         return self.owner is not None or self.mix is not None
 
+    def trimmed(self, slots: int) -> Selection:
+        """The same without the slots behind the first ones, which no row fills."""
+        if slots == self.kept.shape[1]:
+            return self
+        mix, bias = (None if value is None else value[:, :slots] for value in (self.mix, self.bias))
+        return replace(self, kept=self.kept[:, :slots], mix=mix, bias=bias)
+
     def in_order(self, order: Int[Tensor, "batch kept"], visual: int) -> Selection:
         """The same tokens fed on in another order: slot i takes what slot `order[:, i]` has, and nothing where -1.
 

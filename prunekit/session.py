@@ -82,7 +82,8 @@ class Session:
         self.checks.settle()
         with cost_scope(f"scorer.{stage.site}"), torch.no_grad():
             selection = stage.policy.select(tokens, stage.keep)
-        return selection, check_selection(stage, tokens, selection, self.checks)
+        counts = check_selection(stage, tokens, selection, self.checks)
+        return selection.trimmed(max(counts)), counts
 
 
 def prune(model: nn.Module, *stages_or_method: Stage | Method, positions: Positions = "original") -> Session:
@@ -141,6 +142,11 @@ def _resolve_needs(plan: Plan, adapter: ModelAdapter) -> Layers:
             raise NeedsError(
                 f"{type(stage.policy).__name__} at {stage.site!r} weighs attention, but the layers of the vision"
                 f" encoder of {type(adapter.model).__name__} take no mask; turn that off (proportional=False)."
+            )
+        if needs.patches and (adapter.vision_tower is None or adapter.packed or adapter.merge > 1):
+            raise NeedsError(
+                f"{type(stage.policy).__name__} at {stage.site!r} reads the patch of each visual token, but tokens of"
+                f" {type(adapter.model).__name__} are made of several patches, or its vision encoder is out of reach."
             )
         wanted: list[Rows | States] = list(needs.attention)
         for states in needs.all_states:

@@ -88,9 +88,11 @@ def test_released(counts: tuple[int, ...], text: int) -> None:
     places = torch.cat([tokens.positions, tokens.text_positions], 1)
     real = torch.cat([tokens.valid, tokens.question], 1)  # type: ignore[list-item]
     for number, count in enumerate(counts):
-        found = [i for i in in_order[number].tolist() if real[number, i]]
-        turns = [places[number, i].item() for i in pivots[number].tolist() if real[number, i]]
-        assert turns == list({places[number, i].item(): None for i in found} and {*map(int, places[number, found])})
+        by_norm, turns = (
+            [places[number, i].item() for i in order[number].tolist() if real[number, i]]
+            for order in (in_order, pivots)
+        )
+        assert turns == list(set(by_norm))
         if count:
             alone = policy.select(row(tokens, number), None).kept[0].tolist()
             assert [i for i in selection.kept[number].tolist() if i >= 0] == alone
