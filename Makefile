@@ -11,15 +11,15 @@ UV := build/uv/bin/uv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
 export NO_MKDOCS_2_WARNING := 1
-demo test matrix docs bench train-tiny: export HF_HUB_OFFLINE := 1
-demo test matrix docs bench train-tiny: export TRANSFORMERS_OFFLINE := 1
+demo test parity matrix docs bench train-tiny: export HF_HUB_OFFLINE := 1
+demo test parity matrix docs bench train-tiny: export TRANSFORMERS_OFFLINE := 1
 # Threads that wait give their core away: beside another busy program, spinning made the demo ten times slower.
-demo test matrix: export OMP_WAIT_POLICY := PASSIVE
+demo test parity matrix: export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo check format lint types test matrix docs wheel bench train-tiny constraints clean
+.PHONY: help setup demo check format lint types test parity matrix docs wheel bench train-tiny constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ types: $(READY)  ## Check types, strictly
 
 test: $(READY)  ## Run the tests; narrow them with ARGS="-k star"
 	$(BIN)/pytest -n auto --maxprocesses 8 $(ARGS)
+
+parity: $(READY)  ## Compare every method with golden vectors of the released code
+	$(BIN)/pytest tests/parity -n 0 -q --parity-json benchmarks/results/parity.json $(ARGS)
 
 # The oldest release that pyproject.toml admits, the last ones of those between, and the newest.
 RELEASES ?= 5.20.0 5.20.2 5.21.1 5.22.2 newest

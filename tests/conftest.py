@@ -18,6 +18,7 @@ import torch  # noqa: E402
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", metavar="DIR", help="golden vectors for tests/parity instead of those that are here")
+    parser.addoption("--parity-json", metavar="FILE", help="where tests/parity writes what came of its cases")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,8 @@
 """Our policies on the inputs that official implementations were given: `pytest tests/parity --golden DIR`.
 
 DIR holds `<method>/<case>.npz` as `tests/parity/data` does. Integers and booleans must be equal, floats within 1e-4 of
-the largest; every output of every case must be answered.
+the largest; every output of every case must be answered. What came of each case is told at the end of the run, and
+written to FILE with `--parity-json FILE`, see conftest.py.
 """
 
 from __future__ import annotations
@@ -15,15 +16,12 @@ import torch
 from replays.common import Case, Skip
 
 DATA = Path(__file__).parent / "data"
-
-
-def cases(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*/*.npz"))
+TOLERANCE = 1e-4
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     folder = Path(metafunc.config.getoption("--golden") or DATA)
-    found = cases(folder)
+    found = sorted(folder.rglob("*.npz"))
     if not found:
         raise pytest.UsageError(f"--golden {folder}: no <method>/<case>.npz in it")
     metafunc.parametrize("path", found, ids=[f"{path.parent.name}-{path.stem}" for path in found])
@@ -32,11 +30,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @torch.no_grad()
 def test_agrees_with_the_official_implementation(path: Path, record_property: Any) -> None:
     method = path.parent.name
+    found = {"method": method, "case": path.stem, "equal": 0, "close": 0, "error": 0.0, "skipped": {}}
+    record_property("parity", found)  # and filled from here on
     try:
         module = importlib.import_module(f"replays.{method}")
     except ModuleNotFoundError as error:
         pytest.fail(f"no method {method!r} is known here: {error}")
     case = Case.load(path)
+    found |= {name: case.params.get(name, "") for name in ("repo", "commit")}
     unread = Reads(case.inputs)
     answers = module.replay(Case(case.name, case.params, unread, {}))
     missing = case.outputs.keys() - answers.keys()
@@ -45,10 +46,12 @@ def test_agrees_with_the_official_implementation(path: Path, record_property: An
     assert not ignored, f"inputs that nobody looked at: {sorted(ignored)}"
     for name, expected in case.outputs.items():
         answer = answers[name]
-        if not isinstance(answer, Skip):
-            compare(name, torch.as_tensor(answer), expected)
-    record_property("method", method)
-    record_property("commit", case.params.get("commit", ""))
+        if isinstance(answer, Skip):
+            found["skipped"][name] = answer.reason
+            continue
+        error = compare(name, torch.as_tensor(answer), expected)
+        found["equal" if error is None else "close"] += 1
+        found["error"] = max(found["error"], error or 0.0)
 
 
 class Reads(dict[str, torch.Tensor]):
@@ -67,11 +70,13 @@ class Reads(dict[str, torch.Tensor]):
         return super().get(name, default)
 
 
-def compare(name: str, answer: torch.Tensor, expected: torch.Tensor) -> None:
+def compare(name: str, answer: torch.Tensor, expected: torch.Tensor) -> float | None:
+    """The largest error of floats, relative to the largest of them and 1; None for the others, which are equal."""
     assert answer.shape == expected.shape, f"{name}: {list(answer.shape)}, official {list(expected.shape)}"
     if expected.is_floating_point():
         scale = max(1.0, expected.abs().max().item() if expected.numel() else 0.0)
         gap = (answer.double() - expected.double()).abs().max().item() if expected.numel() else 0.0
-        assert gap <= 1e-4 * scale, f"{name}: differs by {gap:.2e}"
-        return
+        assert gap <= TOLERANCE * scale, f"{name}: differs by {gap:.2e}"
+        return gap / scale
     assert torch.equal(answer.to(expected.dtype), expected), f"{name}: {int((answer != expected).sum())} differ"
+    return None
