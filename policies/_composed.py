@@ -53,15 +53,21 @@ def joined_sites(policies: Sequence[PruningPolicy]) -> tuple[str, ...]:
 def normalised(scores: Tensor, tokens: VisualTokens, how: str) -> Tensor:
     """Scores of each row brought to a common scale; 0 where there is no token.
 
-    - `rank`: from 0 (lowest) to 1 (highest), in equal steps.
+    - `rank`: from 0 (lowest) to 1 (highest), in equal steps; equal scores share the middle of theirs.
     - `minmax`: `(s - min) / (max - min)`.
     - `zscore`: `(s - mean) / standard deviation`.
+
+    All scores of a row are NaN where one of them is: nothing brings it into an order.
     """
     scores, valid = scores.float(), tokens.valid
     there = valid.sum(1, keepdim=True)
     if how == "rank":
-        order = scores.masked_fill(~valid, torch.inf).argsort(dim=1, stable=True)
-        return order.argsort(dim=1) / (there - 1).clamp(min=1) * valid
+        scores = scores.masked_fill(~valid, torch.inf)
+        rising = scores.sort(dim=1).values
+        lower = torch.searchsorted(rising, scores)
+        alike = torch.searchsorted(rising, scores, right=True).minimum(there) - lower
+        rank = (lower + (alike - 1) / 2) / (there - 1).clamp(min=1)
+        return rank.masked_fill(scores.isnan().any(1, keepdim=True), torch.nan).masked_fill(~valid, 0)
     tiny = torch.finfo(torch.float32).tiny
     if how == "minmax":
         low = scores.masked_fill(~valid, torch.inf).amin(1, keepdim=True)

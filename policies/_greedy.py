@@ -24,6 +24,7 @@ def first_best(values: Tensor, slack: Tensor | float = 0.0) -> Tensor:
     Equal tokens (separators, blank patches) have equal values up to the order in which sums are taken, which differs
     between a batch and its rows alone; `slack` is more than that and less than a difference that means something.
     """
+    values = values.nan_to_num(0)  # among tokens that are left, as good as any
     best = values.amax(-1, keepdim=True)
     return (values >= best - slack).to(torch.uint8).argmax(-1, keepdim=True)
 

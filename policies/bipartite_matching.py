@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunekit.errors import BudgetError, PolicyError
+from prunekit.errors import BudgetError
 from prunekit.keep import Keep
 from prunekit.needs import Needs
 from prunekit.policy import PruningPolicy
@@ -79,7 +79,11 @@ class BipartiteMatching(PruningPolicy):
         else:
             counts = tuple(min(self.planned(t) or 0, n) for t, n in zip(tokens.total, tokens.counts, strict=True))
         if any(2 * count < now for count, now in zip(counts, tokens.counts, strict=True)):
-            raise PolicyError(f"One step of merging halves tokens at most: {list(tokens.counts)} to {list(counts)}.")
+            least = [-(-now // 2) for now in tokens.counts]
+            raise BudgetError(
+                f"One step of merging halves {list(tokens.counts)} tokens at most to {least}; asked for are"
+                f" {list(counts)}."
+            )
         assert tokens.keys is not None
         size, rank = self._before(tokens)
         first = (rank + tokens.prefix) % 2 == 0

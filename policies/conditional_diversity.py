@@ -94,7 +94,8 @@ class ConditionalDiversity(PruningPolicy):
         relevance = self.relevances(tokens)
         kernel = relevance[..., None] * cosines(tokens.hidden) * relevance[:, None]
         alone = kernel.diagonal(dim1=1, dim2=2)
-        gain, slack = alone.masked_fill(~tokens.valid, LEAST), _ROUNDING * alone.amax(1, keepdim=True)
+        gain = alone.masked_fill(~tokens.valid, LEAST)
+        slack = (_ROUNDING * gain.amax(1, keepdim=True)).nan_to_num(0).clamp(min=0)
         steps = max(tokens.budget(keep))
         found = kernel.new_zeros(len(kernel), steps, kernel.shape[1])  # rows of the Cholesky factor
         picks = []

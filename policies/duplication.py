@@ -70,6 +70,10 @@ class Duplication(PruningPolicy):
     def needs_keep(self) -> bool:  # type: ignore[override]
         return self.taken is None
 
+    @property
+    def waits(self) -> bool:  # type: ignore[override]
+        return self.released
+
     def planned(self, total: int) -> int | None:
         return None if self.taken is None else min(total, self.images + (self.images + self.texts) * self.taken)
 

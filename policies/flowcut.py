@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prunekit.errors import SiteError
+from prunekit.errors import ScoresError, SiteError
 from prunekit.keep import Keep
 from prunekit.needs import Needs, Rows, States
 from prunekit.plan import Method, Shape, Stage
@@ -59,13 +59,17 @@ class FlowCutStage(PruningPolicy):
         return self.released and self.left > 0
 
     @property
+    def waits(self) -> bool:  # type: ignore[override]
+        return self.left > 0
+
+    @property
     def _layers(self) -> range:
         return range(max(0, self.layer - 1), self.layer + 1)
 
     def scores(self, tokens: VisualTokens, layer: int) -> Tensor:
         """Cumulative scores after a layer, [batch, visual]; remembered for the next one."""
-        seen = tokens.attention[Rows("cls", layer, reduce="mean")].float()
-        seen = seen / seen.sum(1, keepdim=True)
+        seen = tokens.attention[Rows("cls", layer, reduce="mean")].float().masked_fill(~tokens.valid, 0)
+        seen = seen / seen.sum(1, keepdim=True).clamp(min=torch.finfo(seen.dtype).tiny)
         values = tokens.states[States("value", layer)].float()
         cls = tokens.states[States("value", layer, of="cls")].float()
         both = torch.cat([cls, values], 2)
@@ -94,9 +98,11 @@ class FlowCutStage(PruningPolicy):
 
     def _counts(self, tokens: VisualTokens, targets: tuple[int, ...]) -> tuple[int, ...]:
         seen = tokens.attention[Rows("cls", self.layer, reduce="mean")].float().masked_fill(~tokens.valid, 0)
-        shares = seen / seen.sum(1, keepdim=True)
+        shares = seen / seen.sum(1, keepdim=True).clamp(min=torch.finfo(seen.dtype).tiny)
         entropy = -torch.special.xlogy(shares, shares).sum(1)
         ratios = [e / math.log(max(2, n)) for e, n in zip(entropy.tolist(), tokens.counts, strict=True)]  # a host read
+        if not all(map(math.isfinite, ratios)):
+            raise ScoresError(f"FlowCut: [CLS] attention of encoder layer {self.layer} holds NaN; it tells nothing.")
         if self.released:
             ratios = [min(ratios)] * len(ratios)  # the largest number of all
         drops = (

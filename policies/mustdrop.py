@@ -37,6 +37,7 @@ class WindowMerging(PruningPolicy):
 
     needs_keep = False
     sites = ("vision",)
+    waits = True
 
     @property
     def coupled(self) -> bool:  # type: ignore[override]
@@ -88,11 +89,8 @@ class KeySet(PruningPolicy):
     """Keeps everything, and marks the tokens that must stay; see `MustDrop`."""
 
     needs = Needs(Rows("cls", layer=-1, reduce="mean"))
-    needs_keep = False
+    needs_keep = False  # how many there are is the data's to say: windows were merged before
     sites = ("input",)
-
-    def planned(self, total: int) -> int | None:
-        return total
 
     def chosen(self, tokens: VisualTokens) -> Int[Tensor, "batch keys"]:
         """Tokens that must stay, most attention first, -1 at the right."""
@@ -119,6 +117,7 @@ class DualAttention(PruningPolicy):
     needs = Needs(Rows("text"))
     needs_keep = False
     sites = ("decoder",)
+    waits = True
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         seen = tokens.attention["text"].float().mean(1)  # [batch, text, visual]

@@ -40,6 +40,11 @@ class OutliersAndNeighbours(PruningPolicy):
     def coupled(self) -> bool:  # type: ignore[override]
         return self.released and self.ratio is None
 
+    @property
+    def waits(self) -> bool:  # type: ignore[override]
+        """Where the outliers decide: without a share, and staged without `Keep`."""
+        return self.ratio is None
+
     def planned(self, total: int) -> int | None:
         return None if self.ratio is None else min(total, int(total * self.ratio) + 1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -63,4 +63,4 @@ class SpatialQuota(PruningPolicy):
         first = rank_within(window, scores) < torch.tensor(quota, device=scores.device)[:, None]
         order = scores.argsort(dim=1, descending=True, stable=True)
         order = order.gather(1, (~(first & tokens.valid)).gather(1, order).to(torch.uint8).argsort(dim=1, stable=True))
-        return picked(order[:, : max(counts)], counts, scores.shape[1])
+        return replace(picked(order[:, : max(counts)], counts, scores.shape[1]), scores=scores)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from prunekit.errors import PolicyError
 from prunekit.keep import Keep
 from prunekit.needs import Needs
-from prunekit.policies._composed import joined_needs, joined_sites, scoring
+from prunekit.policies._composed import joined_needs, joined_sites, normalised, scoring
 from prunekit.policies._greedy import picked
 from prunekit.policy import PruningPolicy, ScoringPolicy
 from prunekit.selection import Selection
@@ -24,7 +24,7 @@ class Union(PruningPolicy):
     """Spend a share of the budget by one score, and the rest by others: half by the image, half by the question.
 
     Policies choose one after the other among what is left, so that no token is chosen twice; the last one takes what
-    the division leaves over.
+    the division leaves over. The trace holds the sum of their ranks; nothing is chosen by it.
 
     Args:
         policies: whose scores are used, in order.
@@ -57,11 +57,12 @@ class Union(PruningPolicy):
         stays = torch.zeros_like(tokens.valid)
         ranks = torch.arange(width, device=stays.device)
         quotas: list[Tensor] = self._quotas(counts, stays.device)
-        for policy, quota in zip(self.policies, quotas, strict=True):
-            score = policy.score(tokens).float().masked_fill(stays | ~tokens.valid, -torch.inf)
-            order = score.argsort(dim=1, descending=True, stable=True)
+        scores = [policy.score(tokens).float() for policy in self.policies]
+        for score, quota in zip(scores, quotas, strict=True):
+            order = score.masked_fill(stays | ~tokens.valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
             stays = stays.scatter(1, order, stays.gather(1, order) | (ranks < quota))
-        return picked((~stays).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(counts)], counts, width)
+        selection = picked((~stays).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(counts)], counts, width)
+        return replace(selection, scores=torch.stack([normalised(score, tokens, "rank") for score in scores]).sum(0))
 
     def _quotas(self, counts: tuple[int, ...], device: torch.device) -> list[Tensor]:
         """Tokens that each policy chooses of each row, [batch, 1] for each policy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -20,6 +21,25 @@ from prunekit.tokens import VisualTokens
 __all__ = ["PruningPolicy", "ScoringPolicy", "top_k"]
 
 
+@dataclass(frozen=True)
+class Products:
+    """What the number of a policy's own operations depends on.
+
+    Attributes:
+        now: visual tokens of a sample at the site.
+        kept: those that stay.
+        width: of their states.
+        head_dim: width of an attention head there.
+        text: text tokens after the image.
+    """
+
+    now: int
+    kept: int
+    width: int
+    head_dim: int
+    text: int
+
+
 class PruningPolicy(ABC):
     """Decides which visual tokens stay. Knows nothing of hooks, caches, layers or model families.
 
@@ -32,18 +52,31 @@ class PruningPolicy(ABC):
         sites: the parts of a model where the policy has a meaning, of `vision`, `connector`, `input` and `decoder`.
         coupled: whether a row's result depends on the other rows of the batch, as in some released code. Never so
             unless asked for.
+        waits: whether `select` reads values back to the host, as some that decide the number of tokens do: a GPU has to
+            finish its work first, and without values (on the meta device) they cannot run.
         reference: where it was published; None for policies of one's own.
+
+    States and attention are taken to be finite. Where they are NaN, or the same for all tokens, a policy that gives no
+    scores still answers with a valid selection, the same one each time; only scores are refused (see `ScoringPolicy`).
     """
 
     needs: Needs = Needs()
     needs_keep: bool = True
     sites: tuple[str, ...] = ("vision", "connector", "input", "decoder")
     coupled: bool = False
+    waits: bool = False
     reference = cast("Reference | None", None)  # without a type: jsonargparse would lose those of all fields
 
     def planned(self, total: int) -> int | None:
         """Tokens left of `total` original ones by a policy staged without `Keep`; None where the data decide."""
         return None
+
+    def products(self, given: Products) -> int:
+        """Multiply-adds of the policy's own matrix products on one sample, as `prunekit.flops.count` finds them.
+
+        Budgets in FLOPs are charged for them. 0 unless a policy says otherwise; what it `needs` is charged apart.
+        """
+        return 0
 
     @abstractmethod
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:

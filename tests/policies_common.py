@@ -13,6 +13,12 @@ from prunekit.patches import Image
 
 __all__ = ["meta", "random_tokens", "row"]
 
+TILE = 5  # patches of a tile
+_SIDES = {
+    "image_embeds": lambda batch, visual, dim, text: (batch, visual, dim),
+    "text_embeds": lambda batch, visual, dim, text: (batch, text, dim),
+}
+
 
 def random_tokens(
     counts: tuple[int, ...] = (16, 16),
@@ -23,8 +29,12 @@ def random_tokens(
     heads: int = 2,
     seed: int = 0,
     square: bool = False,
+    grid: tuple[int, int] | None = None,
 ) -> VisualTokens:
-    """Tokens of rows with these counts, with everything that `needs` asks for; `square` images have a grid."""
+    """Tokens of rows with these counts, with everything that `needs` asks for; `square` images have a grid.
+
+    With `grid`, rows hold as many images of this size as fit their counts. What lies behind a row's tokens is noise.
+    """
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -41,7 +51,9 @@ def random_tokens(
         values = (
             values if rows.reduce is None else values.mean(2).amax(1) if rows.reduce == "max" else values.mean((1, 2))
         )
-        attention[rows] = attention[rows.queries] = values
+        attention[rows] = attention[rows.queries] = values.masked_fill(
+            ~valid.view(batch, *[1] * (values.ndim - 2), most), 9
+        )
     states: dict[States, Tensor] = {}
     for wanted in needs.states:
         many = {"visual": most, "text": text, "cls": 1}[wanted.of]
@@ -49,7 +61,12 @@ def random_tokens(
             normal(batch, heads, many, dim) if wanted.kind in ("key", "value") else normal(batch, many, dim)
         )
     sides = {round(count**0.5) for count in counts}
-    side = next(iter(sides)) if square and len(sides) == 1 else None
+    if square and len(sides) == 1:
+        grid = (side := next(iter(sides)), side)
+    size = grid[0] * grid[1] if grid else 0
+    images = tuple(
+        (Image(size, grid),) * (count // size) if size else (Image(count),) * (count > 0) for count in counts
+    )
     fields: dict[str, Any] = {
         "attention": attention,
         "states": states,
@@ -59,13 +76,14 @@ def random_tokens(
         "question": (torch.arange(text) >= 2).expand(batch, -1),
         "positions": torch.where(valid, source + 2, -1),
         "text_positions": torch.cat([torch.arange(2), torch.arange(2 + most, most + text)]).expand(batch, -1),
-        "grid": (side, side) if side else None,
-        "per_image": most if len(set(counts)) == 1 else None,
-        "images": tuple((Image(count, (side, side) if side else None),) for count in counts),
-        "alive": tuple((count,) for count in counts),
-        "side": {name: normal(batch, most) for name in needs.side},
+        "patches": torch.stack([source // TILE, source % TILE], -1).masked_fill(~valid[..., None], -1),
+        "grid": grid,
+        "per_image": size or (most if len(set(counts)) == 1 else None),
+        "images": images,
+        "alive": tuple(tuple(image.tokens for image in row) for row in images),
+        "side": {name: normal(*_SIDES.get(name, lambda *n: n[:2])(batch, most, dim, text)) for name in needs.side},
     }
-    hidden = normal(batch, most, dim) * valid[..., None]
+    hidden = normal(batch, most, dim)
     return VisualTokens(hidden, source.masked_fill(~valid, -1), valid, counts, counts, **fields)
 
 
@@ -106,7 +124,7 @@ def row(tokens: VisualTokens, number: int) -> VisualTokens:
         patches=cut(tokens.patches, 1),
         images=tokens.images and tokens.images[number : number + 1],
         alive=tokens.alive and tokens.alive[number : number + 1],
-        side={name: cut(value, 1) for name, value in tokens.side.items()},
+        side={name: cut(value, None if name == "text_embeds" else 1) for name, value in tokens.side.items()},
         memory={},
     )
 
