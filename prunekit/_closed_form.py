@@ -1,36 +1,45 @@
-"""Multiply-adds of the parts of a model, from their shapes alone. The traced count must agree, to the last one."""
+"""Multiply-adds of the parts of a model, from their shapes alone. The traced count must agree, to the last one.
+
+Here are the formulas of single products and the language model; `_closed_form_vision` has what lies before it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunekit.errors import UnsupportedModelError
+from prunekit._closed_form_vision import Encoder
+from prunekit._products import attention, attention_rows, linear
+from prunekit.errors import UnsupportedModelError, nearest
 
 __all__ = ["Decoder", "Encoder", "attention", "attention_rows", "embedding_attention", "linear"]
 
-
-def linear(tokens: int, inputs: int, outputs: int) -> int:
-    """A linear layer: `tokens * inputs * outputs`. Its bias is an addition, and not counted."""
-    return tokens * inputs * outputs
-
-
-def attention(queries: int, keys: int, heads: int, head_dim: int) -> int:
-    """Q K^T and the average of V, each in full: `2 * queries * keys * heads * head_dim`.
-
-    A causal mask does not make it less, and neither does sharing keys among heads.
-    """
-    return 2 * queries * keys * heads * head_dim
-
-
-def attention_rows(rows: int, keys: int, heads: int, head_dim: int) -> int:
-    """What a policy reads from a layer's attention: Q K^T of some rows, without V."""
-    return rows * keys * heads * head_dim
+TEXT = (
+    "cohere",
+    "cohere2",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4v_moe_text",
+    "glm4v_text",
+    "llama",
+    "mistral",
+    "molmo2_text",
+    "qwen2",
+    "qwen2_5_vl_text",
+    "qwen2_vl_text",
+    "qwen3",
+    "qwen3_moe",
+    "qwen3_vl_moe_text",
+    "qwen3_vl_text",
+)
+"""Values of `model_type` of the language models whose layers are those of `Decoder`."""
 
 
 def embedding_attention(tokens: int, width: int) -> int:
-    """Similarity of all token states with each other: `tokens^2 * width`."""
-    return tokens * tokens * width
+    """Attention of all token states to each other, averaged over the queries by a product: `tokens^2 (width + 1)`."""
+    return tokens * tokens * (width + 1)
 
 
 @dataclass(frozen=True)
@@ -39,37 +48,89 @@ class Decoder:
 
     Attributes:
         hidden: width D.
-        intermediate: width I of the gated MLP, which has three matrices.
         heads: query heads.
         key_heads: key and value heads; fewer than `heads` under grouped-query attention.
         head_dim: width of a head; `heads * head_dim` need not be D.
         vocabulary: rows of the output head.
+        mlps: multiply-adds of one token in the MLP of each layer.
+        windows: of each layer the last tokens that it looks at while decoding; None: all.
     """
 
     hidden: int
-    intermediate: int
     heads: int
     key_heads: int
     head_dim: int
     vocabulary: int
+    mlps: tuple[int, ...]
+    windows: tuple[int | None, ...]
 
     @classmethod
     def of(cls, config: Any) -> Decoder:
-        """Read the shapes from a text config."""
+        """Read the shapes from a text config.
+
+        Raises:
+            UnsupportedModelError: nobody has compared this language model's layers with the formulas.
+        """
+        kind = str(config.model_type)
+        if kind not in TEXT:
+            raise UnsupportedModelError(
+                f"The closed form does not know the language model {kind!r}; it knows {', '.join(TEXT)}."
+                f"{nearest(kind, TEXT)} Count the real forward pass with prunekit.flops.count."
+            )
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         key_heads = getattr(config, "num_key_value_heads", None) or heads
-        return cls(config.hidden_size, config.intermediate_size, heads, key_heads, head_dim, config.vocab_size)
+        mlps = tuple(_mlp(config, layer) for layer in range(config.num_hidden_layers))
+        return cls(config.hidden_size, heads, key_heads, head_dim, config.vocab_size, mlps, _windows(config))
 
-    def layer(self, tokens: int) -> int:
-        """One layer: `n (2 D Dq + 2 D Dkv) + 2 n^2 Dq + 3 n D I`, Dq and Dkv the widths of all query and key heads."""
+    def projections(self, tokens: int) -> int:
+        """Queries, keys, values and output of attention: `n (2 D Dq + 2 D Dkv)`, Dq and Dkv the widths of all heads."""
         queries, keys = self.heads * self.head_dim, self.key_heads * self.head_dim
-        return (
-            2 * linear(tokens, self.hidden, queries)
-            + 2 * linear(tokens, self.hidden, keys)
-            + attention(tokens, tokens, self.heads, self.head_dim)
-            + 3 * linear(tokens, self.hidden, self.intermediate)
+        return 2 * linear(tokens, self.hidden, queries) + 2 * linear(tokens, self.hidden, keys)
+
+    def layer(self, tokens: int, index: int = 0) -> int:
+        """One layer of a prefill: `n (2 D Dq + 2 D Dkv) + 2 n^2 Dq + n MLP`."""
+        attended = attention(tokens, tokens, self.heads, self.head_dim)
+        return self.projections(tokens) + attended + tokens * self.mlps[index]
+
+    def layers(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """All layers of a prefill.
+
+        Args:
+            tokens: that enter each layer, those of text included.
+        """
+        return tuple(self.layer(number, index) for index, number in enumerate(tokens))
+
+    def decode(self, tokens: Sequence[int], steps: int, *, pruned: int | None = None) -> tuple[int, ...]:
+        """The layers over `steps` decoded tokens, one by one, behind a prefill; the output head is `head(steps)`.
+
+        A step is one token in each layer, whose query sees all keys that the layer holds and its own.
+
+        Args:
+            tokens: that the prefill gave each layer, those of text included.
+            steps: tokens decoded.
+            pruned: the first layer that a session prunes. From there on a layer with a sliding window forgets nothing
+                (the window is in the mask), before it a layer holds what it looks at.
+        """
+        return tuple(
+            self.projections(steps)
+            + sum(attention(1, self._seen(i, held + step, pruned), self.heads, self.head_dim) for step in range(steps))
+            + steps * self.mlps[i]
+            for i, held in enumerate(tokens)
         )
+
+    def cache_bytes(self, tokens: Sequence[int], *, value_bytes: int = 2, pruned: int | None = None) -> tuple[int, ...]:
+        """Bytes of each layer's KV cache: `2 Dkv` numbers a token, of `value_bytes` each; arguments as of `decode`."""
+        return tuple(
+            2 * self.key_heads * self.head_dim * value_bytes * (self._seen(index, held, pruned) - 1)
+            for index, held in enumerate(tokens)
+        )
+
+    def _seen(self, layer: int, held: int, pruned: int | None) -> int:
+        """Keys that the query of a new token meets behind `held` tokens: at most a window, its own included."""
+        window = self.windows[layer]
+        whole = window is None or (pruned is not None and layer >= pruned)
+        return held + 1 if whole else min(held + 1, window or 0)
 
     def rows(self, rows: int, keys: int) -> int:
         """Reading `rows` rows of a layer's attention, over `keys` keys."""
@@ -80,61 +141,28 @@ class Decoder:
         return linear(rows, self.hidden, self.vocabulary)
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """Shapes of a CLIP vision encoder.
+def _mlp(config: Any, layer: int) -> int:
+    """One token in a layer's MLP, gated and of three matrices: `3 D I`.
 
-    Attributes:
-        hidden: width D.
-        intermediate: width I of the MLP, which has two matrices.
-        heads: attention heads.
-        depth: layers that run. The last ones run even where the features are those of an earlier layer.
-        patches: patches of an image.
-        patch_size: side of a patch in pixels.
-        channels: of the image.
+    In a mixture of experts: the router, `D E`, then the k experts that the token is sent to, and the shared ones,
+    `3 D Ie (k + shared)`. Experts that a token is not sent to do not work for it.
     """
+    experts: int = getattr(config, "num_experts", None) or getattr(config, "n_routed_experts", None) or 0
+    dense = (
+        not experts
+        or layer < getattr(config, "first_k_dense_replace", 0)
+        or layer in (getattr(config, "mlp_only_layers", None) or ())
+        or (layer + 1) % getattr(config, "decoder_sparse_step", 1)
+    )
+    if dense:
+        return 3 * linear(1, config.hidden_size, config.intermediate_size)
+    working: int = config.num_experts_per_tok + (getattr(config, "n_shared_experts", None) or 0)
+    router = linear(1, config.hidden_size, experts)
+    return router + 3 * working * linear(1, config.hidden_size, config.moe_intermediate_size)
 
-    hidden: int
-    intermediate: int
-    heads: int
-    depth: int
-    patches: int
-    patch_size: int
-    channels: int
 
-    @classmethod
-    def of(cls, config: Any) -> Encoder:
-        """Read the shapes from a vision config.
-
-        Raises:
-            UnsupportedModelError: the encoder is not CLIP's.
-        """
-        if config.model_type != "clip_vision_model":
-            raise UnsupportedModelError(
-                f"The closed form knows the vision encoder 'clip_vision_model', given {config.model_type!r}; count the"
-                " real forward pass with prunekit.flops.count."
-            )
-        patches = (config.image_size // config.patch_size) ** 2
-        widths = config.hidden_size, config.intermediate_size, config.num_attention_heads
-        return cls(*widths, config.num_hidden_layers, patches, config.patch_size, config.num_channels)
-
-    @property
-    def tokens(self) -> int:
-        """Patches and [CLS]."""
-        return self.patches + 1
-
-    def embedding(self) -> int:
-        """The convolution that cuts an image into patches."""
-        return linear(self.patches, self.channels * self.patch_size**2, self.hidden)
-
-    def layer(self, tokens: int) -> int:
-        """One layer: `4 n D^2 + 2 n^2 D + 2 n D I`."""
-        return (
-            4 * linear(tokens, self.hidden, self.hidden)
-            + attention(tokens, tokens, self.heads, self.hidden // self.heads)
-            + 2 * linear(tokens, self.hidden, self.intermediate)
-        )
-
-    def rows(self, rows: int, keys: int) -> int:
-        """Reading `rows` rows of a layer's attention, over `keys` keys."""
-        return attention_rows(rows, keys, self.heads, self.hidden // self.heads)
+def _windows(config: Any) -> tuple[int | None, ...]:
+    """The sliding window of each layer, as transformers' caches read it from a config."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

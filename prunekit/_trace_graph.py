@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from math import prod
 from typing import Any
 
@@ -18,6 +19,9 @@ from fvcore.nn import jit_handles
 from fvcore.nn.jit_analysis import _IGNORED_OPS, JitModelAnalysis
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from prunekit._repeats import Repeats
 
 __all__ = ["HANDLES", "analyse", "attention_macs", "matmul_macs"]
 
@@ -47,8 +51,17 @@ def _shapes(values: Values) -> list[Any]:
     return [jit_handles.get_shape(value) for value in values]
 
 
+def grouped_macs(tokens: Shape, experts: Shape) -> int:
+    """A product of tokens [tokens, inputs], each with the matrix of its expert, [experts, inputs, outputs]."""
+    return prod(tokens) * experts[-1]
+
+
 HANDLES: dict[str, Callable[[Values, Values], Any]] = {
     "aten::_convolution": jit_handles.conv_flop_jit,
+    "aten::_convolution_mode": lambda inputs, outputs: jit_handles.conv_flop_count(
+        *_shapes(inputs[:2]), jit_handles.get_shape(outputs[0])
+    ),
+    "aten::_grouped_mm": lambda inputs, outputs: grouped_macs(*_shapes(inputs[:2])),
     "aten::addmm": jit_handles.addmm_flop_jit,
     "aten::baddbmm": lambda inputs, outputs: matmul_macs(*_shapes(inputs[1:3])),
     "aten::bmm": lambda inputs, outputs: matmul_macs(*_shapes(inputs[:2])),
@@ -64,9 +77,15 @@ HANDLES: dict[str, Callable[[Values, Values], Any]] = {
 
 
 def analyse(
-    model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str, Any]
+    model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str, Any], repeats: Repeats | None = None
 ) -> tuple[Counter[str], Counter[str]]:
     """Trace `model(**tensors, **others)`.
+
+    Args:
+        model: left as it was.
+        tensors: its arguments that are tensors, by name.
+        others: its other arguments.
+        repeats: layers of the model that need not be traced again.
 
     Returns:
         Multiply-adds by innermost scope (a module's name, or that of a `cost_scope`), and the number of calls of each
@@ -77,13 +96,18 @@ def analyse(
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle(**{name: _by_scope(handle) for name, handle in HANDLES.items()})
     try:
-        counts = analysis.by_operator()
+        with nullcontext() if repeats is None else repeats.passing_over():
+            counted = analysis.by_operator()
     finally:
         _remove_hooks(model)
-    found: Counter[str] = Counter()
-    for scope, number in counts.items():
-        found[scope.removeprefix("model.")] += int(number)
-    return found, analysis.unsupported_ops()
+    counts = Counter({scope.removeprefix("model."): int(number) for scope, number in counted.items()})
+    uncounted = analysis.uncounted
+    if repeats is not None:
+        counts, uncounted = repeats.settle(counts, uncounted)
+    total: Counter[str] = Counter()
+    for (_, operator), number in uncounted.items():
+        total[operator] += number
+    return counts, total
 
 
 class _Run(nn.Module):
@@ -94,7 +118,7 @@ class _Run(nn.Module):
         self.model, self._names, self._others = model, names, others
 
     def forward(self, *tensors: Tensor) -> Any:
-        with _HostNumbers():
+        with _HostNumbers(), _masks_apart():
             output = self.model(**dict(zip(self._names, tensors, strict=True)), **self._others)[0]
         graph = torch._C._get_tracing_state().graph()
         for node in list(_nodes(graph)):
@@ -121,24 +145,80 @@ class _HostNumbers(TorchFunctionMode):
     _SHAPES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
     _FILLS = ("masked_fill", "masked_fill_", "scatter", "scatter_", "index_fill", "index_fill_", "fill_")
 
+    _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._CONVOLUTIONS:
+            return _convolution(func, *args, **(kwargs or {}))
         if func in self._SHAPES:
-            state = torch._C._get_tracing_state()
-            _set_tracing_state(None)
-            try:
-                return func(*args, **(kwargs or {}))
-            finally:
-                _set_tracing_state(state)
+            return _untraced(func)(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") in self._FILLS:
             args = tuple(int(value) if isinstance(value, bool) else value for value in args)
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def _masks_apart() -> Iterator[None]:
+    """Keep the making of attention masks out of the graph: it has no products, and a trace cannot follow `vmap`."""
+    mapping = ALL_MASK_ATTENTION_FUNCTIONS
+    before = dict(mapping._local_mapping)
+    mapping.update({name: _untraced(make) for name, make in mapping.items()})
+    try:
+        yield
+    finally:
+        mapping._local_mapping = before
+
+
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        state = torch._C._get_tracing_state()
+        _set_tracing_state(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _set_tracing_state(state)
+
+    return call
+
+
+def _convolution(
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """A convolution by the operator that a trace writes down in every mode."""
+    if isinstance(padding, str):
+        return func(input, weight, bias, stride, padding, dilation, groups)
+    axes = weight.ndim - 2
+    steps, edges, gaps = ([value] * axes if isinstance(value, int) else value for value in (stride, padding, dilation))
+    kernels = (False, False, True, True)  # which kernel may run makes no difference here
+    return torch._convolution(input, weight, bias, steps, edges, gaps, False, [0] * axes, groups, *kernels)
+
+
 class _ByScope(JitModelAnalysis):  # type: ignore[misc]
-    """Puts everything down to the whole; the handles tell scopes apart."""
+    """Puts everything down to the whole; the handles tell scopes apart, and so does `uncounted`."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        super().__init__(model, inputs)
+        self.uncounted: Counter[tuple[str, str]] = Counter()
 
     def _get_all_ancestors(self, module_name: str) -> set[str]:
         return {""}
+
+    def _should_ignore_node(self, node: Any) -> bool:
+        ignored = bool(super()._should_ignore_node(node))
+        if not ignored:
+            self.uncounted[_scope(node).removeprefix("model."), node.kind()] += 1
+        return ignored
+
+
+def _scope(node: Any) -> str:
+    return str(node.scopeName().split("/")[-1])
 
 
 def _by_scope(handle: Callable[[Values, Values], Any]) -> Callable[[Values, Values], Counter[str]]:
@@ -147,7 +227,7 @@ def _by_scope(handle: Callable[[Values, Values], Any]) -> Callable[[Values, Valu
     def counted(inputs: Values, outputs: Values) -> Counter[str]:
         number = handle(inputs, outputs)
         number = sum(number.values()) if isinstance(number, Counter) else number
-        return Counter({outputs[0].node().scopeName().split("/")[-1]: int(number)})
+        return Counter({_scope(outputs[0].node()): int(number)})
 
     return counted
 

@@ -293,7 +293,7 @@ def test_attention_that_no_trace_sees_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_closed_form_knows_its_encoder() -> None:
-    from transformers import SiglipVisionConfig
+    from transformers import SegformerConfig
 
-    with pytest.raises(UnsupportedModelError, match="siglip_vision_model"):
-        Encoder.of(SiglipVisionConfig())
+    with pytest.raises(UnsupportedModelError, match="'segformer'"):
+        Encoder.of(SegformerConfig())

@@ -1,0 +1,139 @@
+"""Three counts of the same forward pass agree to the last multiply-add: the trace, torch's counter, the closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from catalogue import FAMILIES, Items, Subject, subject
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunekit import Keep, Stage, prune
+from prunekit.budget import tokens_per_layer
+from prunekit.closed_form import Encoder, closed_form
+from prunekit.flops import Cost, count
+from prunekit.policies import STAR, CrossAttention, Random, UniformGrid
+
+UNKNOWN = ("fast_vlm", "perception_lm")  # encoders of timm
+PIXELS = ("pixel_values", "pixel_values_videos")
+GRIDS = ("image_grid_thw", "video_grid_thw")
+
+
+def torch_counts(model: Any, inputs: Any, items: Items = ()) -> int:
+    """What torch's own counter finds: attention split into its matrix products, experts called one by one."""
+    counter = FlopCounterMode(display=False)
+    with (
+        torch.no_grad(),
+        prune(model, *items) if items else nullcontext(),
+        experts_apart(model),
+        counter,
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        model(**inputs, logits_to_keep=1)
+    return counter.get_total_flops()
+
+
+@contextmanager
+def experts_apart(model: nn.Module) -> Iterator[None]:
+    """Torch's counter knows no grouped products; in the other implementation each expert is a linear layer."""
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
+    before = [config._experts_implementation for config in configs]
+    for config in configs:
+        config._experts_implementation = "eager"
+    yield
+    for config, name in zip(configs, before, strict=True):
+        config._experts_implementation = name
+
+
+def pictures(model: Subject, inputs: Any, batch: int) -> Any:
+    """What the closed form is told of the images: their number, or the patches of each."""
+    for name in GRIDS:
+        if name in inputs:
+            grids = inputs[name].tolist()
+            return grids[: len(grids) // batch]
+    if model.family.packed:
+        edge = model.model.config.vision_config.patch_size
+        grids = (inputs["image_sizes"] // edge).tolist()
+        return grids[: len(grids) // batch]
+    pixels = next(inputs[name] for name in PIXELS if name in inputs)
+    each = pixels.flatten(0, -4) if pixels.ndim > 3 else pixels  # Molmo 2 has [crops, patches, values]
+    return int(each.flatten(1).any(1).sum()) // batch  # tiles of zeros fill up rows, and are left out
+
+
+def lengths(model: Subject, images: Any, items: Items, tokens: int) -> list[int] | list[list[int]] | None:
+    """Tokens in each layer of the encoder with one stage inside it; the closed form's own where there is none."""
+    inside = [item for item in items if isinstance(item, Stage) and item.where.part == 0]
+    if not inside:
+        return None
+    (stage,), eyes = inside, Encoder.of(model.model.config.vision_config)
+    merge = model.model.config.spatial_merge_size if model.family.name == "mistral3" else model.family.merge
+    if isinstance(images, int):
+        kept = stage.count(tokens // images)
+        assert kept is not None
+        short = eyes.special + kept * merge**2
+        return [eyes.tokens if layer <= stage.where.index else short for layer in range(eyes.depth)]
+    square = (merge if model.family.name == "mistral3" else 2) ** 2
+    parts = [[stage.count(rows * columns // square) or 0 for *_, rows, columns in images]]
+    return [
+        eyes.parts(layer, images) if layer <= stage.where.index else [kept * square for kept in parts[0]]
+        for layer in range(eyes.depth)
+    ]
+
+
+def formula(model: Subject, inputs: Any, items: Items, batch: int, cost: Cost, video: bool = False) -> Cost:
+    """The closed form of the plan."""
+    ids, name = inputs["input_ids"], model.family.name
+    tokens = sum(int((ids[0] == each).sum()) for each in model.family.tokens)
+    levels = tokens_per_layer(list(items), tokens, model.model.config.get_text_config().num_hidden_layers)
+    images = 0 if name in UNKNOWN else pictures(model, inputs, batch)
+    return closed_form(
+        model.model,
+        levels,
+        ids.shape[1] - tokens,
+        images=images,
+        batch=batch,
+        encoder=None if name in UNKNOWN else lengths(model, images, items, tokens),
+        scorers=cost.scorers,
+        projected=tokens if name == "molmo2" else None,
+        video=video,
+    )
+
+
+def compare(cost: Cost, expected: Cost, parts: Sequence[str] = ("vision", "projector", "prefill", "lm_head")) -> None:
+    assert {part: cost.macs[part] for part in parts} == {part: expected.macs[part] for part in parts}
+    assert cost.prefill_per_layer == expected.prefill_per_layer
+    assert cost.visual_tokens_per_layer == expected.visual_tokens_per_layer
+
+
+def plan_of(family: str, name: str) -> Items:
+    """Stages wherever the family takes them."""
+    inside = Stage("vision.0", UniformGrid(), Keep(ratio=0.75)), Stage("vision.0", Random(), Keep(ratio=0.75))
+    known = FAMILIES[family]
+    plans: dict[str, Items] = {
+        "dense": (),
+        "stages": (
+            *inside[: bool(known.encoder_layers) and known.sites],
+            Stage("input", Random(seed=3), Keep(ratio=0.5)),
+            Stage("decoder.2", CrossAttention(), Keep(ratio=0.25)),
+        ),
+        "star": (STAR(keep=0.25, visual_queries="visual" if known.encoder_layers else "embedding"),),
+    }
+    return plans[name]
+
+
+@pytest.mark.parametrize("plan", ["dense", "stages", "star"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family: str, plan: str) -> None:
+    model, items = subject(family, "sdpa"), plan_of(family, plan)
+    inputs = model.make_inputs(batch=2, images=2, text=5)
+    cost = count(model.model, inputs, items)
+    assert cost.flops == torch_counts(model.model, inputs, items)
+    parts = ["prefill", "lm_head"] if family in UNKNOWN else ["vision", "projector", "prefill", "lm_head"]
+    if (family, plan) == ("qwen2_5_vl", "stages"):
+        parts.remove("vision")  # how many tokens each window keeps is known only when they are chosen
+    compare(cost, formula(model, inputs, items, 2, cost), parts)
