@@ -12,6 +12,7 @@ with prune(model, STAR(keep=0.25)) as session:
 from importlib.metadata import PackageNotFoundError, version
 
 from prunekit.adapter import ModelAdapter, register_adapter
+from prunekit.budget import Budget
 from prunekit.keep import Keep
 from prunekit.needs import Keys, Needs, Rows, States
 from prunekit.plan import Method, Plan, Stage
@@ -28,6 +29,7 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Budget",
     "Keep",
     "Keys",
     "Method",

@@ -128,15 +128,18 @@ class Method(ABC):
 
     A subclass defines `stages`, or `stages_of` where it must know the vision encoder. By convention its field `keep` is
     the budget after the last stage, as an int (tokens), a float (ratio of the original count) or a `Keep`;
-    `prunekit.budget` turns this one knob to match methods with each other.
+    `prunekit.Budget` turns this one knob to match methods with each other.
 
     Attributes:
         positions: the position ids of kept tokens as published, see `prune(..., positions="published")`.
         reference: where it was published; None for methods of one's own.
+        knob: the field that a budget turns. Methods without such a field have the shares of their stages scaled; an
+            empty string is for those whose setting must not be touched.
     """
 
     positions = "original"  # without a type: jsonargparse would lose those of all fields
     reference = cast("Reference | None", None)
+    knob = "keep"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
