@@ -34,6 +34,7 @@ class FitPrune(Method):
     deletions: tuple[int, ...] = ()
     visual: int = 576
 
+    knob = ""  # a schedule that was fitted as a whole
     reference = JointAttention.reference
 
     def __post_init__(self) -> None:

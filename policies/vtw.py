@@ -51,6 +51,7 @@ class VTW(Method):
 
     layer: int | None = None
 
+    knob = "layer"
     reference = Reference(
         name="VTW",
         arxiv="2405.05803",
