@@ -19,7 +19,7 @@ from prunekit.plan import Plan
 from prunekit.selection import Selection
 from prunekit.sequence import first_columns, gather
 from prunekit.tokens import VisualTokens
-from prunekit.trace import TraceRecord
+from prunekit.trace import TraceRecord, cost_scope
 
 __all__ = ["Stages"]
 
@@ -110,7 +110,8 @@ class Stages:
         if not selection.merges:
             return gather(hidden, index)
         assert call.sequence is not None
-        return merge(hidden, columns, selection, index, call.sequence)
+        with cost_scope(f"scorer.{stage.site}"):
+            return merge(hidden, columns, selection, index, call.sequence)
 
     def _tokens(
         self,

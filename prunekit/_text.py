@@ -270,7 +270,8 @@ class TextSide:
         kwargs = {**kwargs, "past_key_values": None}
         args, kwargs = self.decoder.cut(call, layer, hidden, args, kwargs) or (args, kwargs)
         wanted = {rows for (_, rows), at in self.layers.items() if at == layer and not rows.of_layer}
-        look_ahead(module, self.adapter.attention(module), hidden, args, kwargs, self._observer(layer, wanted))
+        with cost_scope(f"scorer.decoder.{layer}"):
+            look_ahead(module, self.adapter.attention(module), hidden, args, kwargs, self._observer(layer, wanted))
 
     def _observer(self, layer: int, wanted: set[Rows | States]) -> Callable[..., None]:
         def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, **kwargs: Any) -> None:

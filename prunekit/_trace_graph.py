@@ -194,13 +194,19 @@ class _ByScope(JitModelAnalysis):  # type: ignore[misc]
         return {""}
 
 
+def _scope(node: Any) -> str:
+    """The innermost module that an operator runs in; a policy's scope, where it lets a module work for it."""
+    scopes: list[str] = node.scopeName().split("/")
+    return next((scope for scope in scopes if scope.startswith("scorer.")), scopes[-1])
+
+
 def _by_scope(handle: Callable[[Values, Values], Any]) -> Callable[[Values, Values], Counter[str]]:
     """The same count under the name of the innermost scope instead of the operator's."""
 
     def counted(inputs: Values, outputs: Values) -> Counter[str]:
         number = handle(inputs, outputs)
         number = sum(number.values()) if isinstance(number, Counter) else number
-        return Counter({outputs[0].node().scopeName().split("/")[-1]: int(number)})
+        return Counter({_scope(outputs[0].node()): int(number)})
 
     return counted
 

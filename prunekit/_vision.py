@@ -349,7 +349,8 @@ class VisionSide:
         )
         selection, counts = self.select(stage, tokens)
         if selection.merges:
-            hidden = run.merge(hidden, before, index, selection)
+            with cost_scope(f"scorer.{stage.site}"):
+                hidden = run.merge(hidden, before, index, selection)
         run.keep(stage, selection, counts)
         return hidden
 

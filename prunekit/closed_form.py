@@ -44,8 +44,8 @@ def closed_form(
             sequence, lengths of the parts that attend to themselves, of one sample. By default nothing is pruned there.
         scorers: multiply-adds of the policies, by scope.
         logits_to_keep: positions that go through the output head.
-        projected: tokens of a sample that go through the projector, where stages at `connector` drop some before it;
-            by default all. Molmo 2 needs it: which tokens its crops share does not follow from their number.
+        projected: tokens of a sample that the projector makes, where that does not follow from `images`: of Molmo 2,
+            whose crops share tokens. What stages drop before the projector still goes through it.
         video: whether `images` are frames of videos, which some families pool otherwise.
 
     Raises:

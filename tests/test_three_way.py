@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from catalogue import FAMILIES, Items, Subject, subject
+from catalogue import FAMILIES, ZOO, Items, Subject, subject
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,6 +17,7 @@ from prunekit import Keep, Stage, prune
 from prunekit.budget import tokens_per_layer
 from prunekit.closed_form import Encoder, closed_form
 from prunekit.flops import Cost, count
+from prunekit.plan import Site
 from prunekit.policies import STAR, CrossAttention, Random, UniformGrid
 
 UNKNOWN = ("fast_vlm", "perception_lm")  # encoders of timm
@@ -137,3 +138,40 @@ def test_families(family: str, plan: str) -> None:
     if (family, plan) == ("qwen2_5_vl", "stages"):
         parts.remove("vision")  # how many tokens each window keeps is known only when they are chosen
     compare(cost, formula(model, inputs, items, 2, cost), parts)
+
+
+@pytest.mark.parametrize("family", [name for name, known in FAMILIES.items() if known.video and name not in UNKNOWN])
+def test_videos(family: str) -> None:
+    model = subject(family, "sdpa")
+    inputs = model.make_inputs(images=0, videos=1)
+    cost = count(model.model, inputs)
+    expected = formula(model, inputs, (), 1, cost, video=True)
+    compare(cost, expected, ["prefill", "lm_head"])
+    assert cost.macs["vision"] + cost.macs["projector"] == expected.macs["vision"] + expected.macs["projector"]
+    assert cost.total_macs == expected.total_macs
+
+
+def seen(model: Subject, inputs: Any, items: Items) -> tuple[list[int], list[int]]:
+    """Visual tokens in decoder layers and tokens in encoder layers, by a method's own records of one image."""
+    with torch.no_grad(), prune(model.model, *items) as session:
+        model.model(**inputs)
+    config = model.model.config
+    eyes, depth = Encoder.of(config.vision_config), config.text_config.num_hidden_layers
+    levels, encoder = [eyes.patches] * depth, [eyes.tokens] * eyes.depth
+    for record in session.trace:
+        site, kept = Site.parse(record.site), int((record.kept >= 0).sum())
+        if site.kind == "vision":
+            encoder[site.index + 1 :] = [eyes.special + kept] * (eyes.depth - site.index - 1)
+        levels[site.index * (site.part == 2) :] = [kept] * (depth - site.index * (site.part == 2))
+    return levels, encoder
+
+
+@pytest.mark.parametrize("method", ZOO)
+def test_methods(method: str) -> None:
+    model, items = subject("llava", "sdpa"), ZOO[method].build(Keep(ratio=0.5))
+    inputs = model.make_inputs()
+    cost = count(model.model, inputs, items)
+    assert cost.flops == torch_counts(model.model, inputs, items)
+    levels, encoder = seen(model, inputs, items)
+    text = inputs["input_ids"].shape[1] - 36
+    compare(cost, closed_form(model.model, levels, text, encoder=encoder))
