@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from prunekit.errors import BudgetError
 from prunekit.keep import Keep
 from prunekit.needs import Needs
 from prunekit.policies._composed import scoring
@@ -40,13 +39,9 @@ class PerImage(PruningPolicy):
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert keep is not None
         counts = tokens.budget(keep)
-        if tokens.images is None or tokens.alive is None:
-            raise BudgetError(
-                "PerImage: how many tokens of each image are left is not known here; let earlier stages use PerImage or"
-                " a budget per image, too."
-            )
+        left = tokens.budget_per_image(Keep(ratio=1.0))  # all that there are, or a BudgetError that says why not
         budget = []
-        for count, alive in zip(counts, tokens.alive, strict=True):
+        for count, alive in zip(counts, left, strict=True):
             ends = [0, *accumulate(alive)]
             budget.append(
                 tuple(count * e // max(1, ends[-1]) - count * s // max(1, ends[-1]) for s, e in pairwise(ends))
