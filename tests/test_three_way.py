@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,13 @@ from catalogue import FAMILIES, ZOO, Items, Subject, subject
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel
 
 from prunekit import Keep, Stage, prune
+from prunekit._closed_form import TEXT
 from prunekit.budget import tokens_per_layer
-from prunekit.closed_form import Encoder, closed_form
+from prunekit.closed_form import Decoder, Encoder, closed_form
+from prunekit.errors import UnsupportedInputError, UnsupportedModelError
 from prunekit.flops import Cost, count
 from prunekit.plan import Site
 from prunekit.policies import STAR, CrossAttention, Random, UniformGrid
@@ -33,10 +37,15 @@ def torch_counts(model: Any, inputs: Any, items: Items = ()) -> int:
         prune(model, *items) if items else nullcontext(),
         experts_apart(model),
         counter,
-        sdpa_kernel(SDPBackend.MATH),
+        attention_split(),
     ):
         model(**inputs, logits_to_keep=1)
     return counter.get_total_flops()
+
+
+def attention_split() -> Any:
+    """Attention as its two products, which is how torch's counter counts it on every device."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 @contextmanager
@@ -46,9 +55,11 @@ def experts_apart(model: nn.Module) -> Iterator[None]:
     before = [config._experts_implementation for config in configs]
     for config in configs:
         config._experts_implementation = "eager"
-    yield
-    for config, name in zip(configs, before, strict=True):
-        config._experts_implementation = name
+    try:
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._experts_implementation = name
 
 
 def pictures(model: Subject, inputs: Any, batch: int) -> Any:
@@ -175,3 +186,81 @@ def test_methods(method: str) -> None:
     levels, encoder = seen(model, inputs, items)
     text = inputs["input_ids"].shape[1] - 36
     compare(cost, closed_form(model.model, levels, text, encoder=encoder))
+
+
+@pytest.mark.parametrize("site", [None, "input", "decoder.2"])
+@pytest.mark.parametrize("family", ["llava", "paligemma", "cohere2_vision", "qwen3_vl_moe"])
+def test_decoding(family: str, site: str | None) -> None:
+    """What `generate` computes behind the prefill, and what its caches hold, sliding windows included."""
+    model, steps = subject(family, "sdpa"), 3
+    items = () if site is None else (Stage(site, Random(), Keep(ratio=0.5)),)
+    inputs = model.make_inputs()
+    counter = FlopCounterMode(display=False)
+    with prune(model.model, *items) if items else nullcontext(), experts_apart(model.model), counter, attention_split():
+        result = model.model.generate(
+            **inputs, max_new_tokens=steps + 1, do_sample=False, return_dict_in_generate=True, use_cache=True
+        )
+    language = Decoder.of(model.model.config.text_config)
+    visual = int((inputs["input_ids"] == model.family.image_token).sum())
+    text = inputs["input_ids"].shape[1] - visual
+    pruned = {None: None, "input": 0, "decoder.2": 2}[site]
+    kept = [visual if pruned is None or layer < pruned else visual // 2 for layer in range(4)]
+    held = [tokens + text for tokens in kept]
+    expected = sum(language.decode(held, steps, pruned=pruned)) + language.head(steps)
+    assert counter.get_total_flops() - torch_counts(model.model, inputs, items) == 2 * expected
+    sizes = [layer.keys.nbytes + layer.values.nbytes for layer in result.past_key_values.layers]
+    assert sizes == list(language.cache_bytes([n + steps for n in held], value_bytes=4, pruned=pruned))
+
+
+ALONE = ("cohere", "gemma", "qwen3", "qwen3_moe")
+
+
+def test_every_language_model_is_compared() -> None:
+    assert {*ALONE, *(subject(name, "sdpa").model.config.text_config.model_type for name in FAMILIES)} == set(TEXT)
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_language_models(kind: str) -> None:
+    """Language models of no tiny family: InternVL and LLaVA come with several."""
+    sizes = {"num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 64, "pad_token_id": 0}
+    experts = {"num_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    config = AutoConfig.for_model(kind)
+    known = {name: value for name, value in (sizes | experts).items() if hasattr(config, name)}
+    config = AutoConfig.for_model(kind, **known, **{"layer_types": None} if hasattr(config, "layer_types") else {})
+    model = AutoModel.from_config(config, attn_implementation="eager").eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), experts_apart(model), counter:
+        model(input_ids=torch.zeros(1, 7, dtype=torch.long))
+    language = Decoder.of(config)
+    assert counter.get_total_flops() == 2 * sum(language.layers([7] * 3))
+    assert language.head(2) == 2 * 64 * 32
+
+
+def test_a_pooling_head_runs_in_vain() -> None:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4
+    )
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter, attention_split():
+        SiglipVisionModel(config).eval()(torch.zeros(3, 3, 16, 16))
+    eyes = Encoder.of(config)
+    assert eyes.pooled == 48
+    assert counter.get_total_flops() == 2 * (3 * (eyes.embedding() + 2 * eyes.layer(16)) + eyes.tail(3 * 16, 3))
+
+
+def test_what_it_does_not_know_is_refused_by_name() -> None:
+    fast, qwen, molmo = (subject(name, "sdpa").model for name in ("fast_vlm", "qwen2_vl", "molmo2"))
+    with pytest.raises(UnsupportedModelError, match=r"'fast_vlm'.*images=0"):
+        closed_form(fast, [16] * 4, 9)
+    assert closed_form(fast, [16] * 4, 9, images=0).macs["vision"] == 0
+    with pytest.raises(UnsupportedInputError, match=r"qwen2_vl_vision.*grid of patches"):
+        closed_form(qwen, [16] * 4, 9)
+    with pytest.raises(UnsupportedInputError, match=r"clip_vision_model.*their number"):
+        closed_form(subject("llava", "sdpa").model, [36] * 4, 9, images=[(6, 6)])
+    with pytest.raises(UnsupportedInputError, match=r"projected is missing.*'molmo2'"):
+        closed_form(molmo, [32] * 4, 9, images=2)
+    with pytest.raises(UnsupportedModelError, match=r"language model 'qwen4'.*Did you mean 'qwen3'"):
+        closed_form(SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(model_type="qwen4")), [1], 1)
