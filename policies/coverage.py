@@ -11,8 +11,8 @@ from torch import Tensor
 from prunekit.errors import PolicyError
 from prunekit.keep import Keep
 from prunekit.needs import Needs, Rows, States
-from prunekit.policies._greedy import LEAST, cosines, picked
-from prunekit.policy import PruningPolicy
+from prunekit.policies._greedy import LEAST, cosines, first_best, picked
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -20,6 +20,7 @@ from prunekit.tokens import VisualTokens
 __all__ = ["Coverage"]
 
 _FEATURES = States("hidden", of_vision=True)
+_ROUNDING = 2e-6  # of the largest gain at first
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,21 @@ class Coverage(PruningPolicy):
         weight = tokens.attention["cls"].float() ** self.alpha if self.alpha else torch.ones_like(similar[:, 0])
         covered = torch.zeros_like(weight)
         free = valid
-        picks = []
+        picks, slack = [], torch.zeros_like(weight[:, :1])
         for _ in range(max(tokens.budget(keep))):
             gain = (similar - covered[..., None]).clamp(min=0).sum(1) * weight  # [batch, candidates]
-            pick = gain.masked_fill(~free, LEAST).argmax(-1, keepdim=True)
+            gain = gain.masked_fill(~free, LEAST)
+            if not picks:  # two tokens that cover each other alone tie, too
+                slack = (_ROUNDING * gain.amax(1, keepdim=True)).nan_to_num(0).clamp(min=0)
+            pick = first_best(gain, slack)
             picks.append(pick)
             own = similar.gather(2, pick[:, None].expand(-1, similar.shape[1], -1))[..., 0]
             covered = torch.maximum(covered, own)
             free = free.scatter(1, pick, False)
         return torch.cat(picks, 1) if picks else valid.new_zeros(len(valid), 0, dtype=torch.long)
+
+    def products(self, given: Products) -> int:
+        return given.now**2 * given.features
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert keep is not None

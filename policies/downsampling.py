@@ -8,8 +8,8 @@ import torch
 
 from prunekit.keep import Keep
 from prunekit.policies.average_pooling import distances
-from prunekit.policies.uniform_grid import UniformGrid
-from prunekit.policy import PruningPolicy
+from prunekit.policies.uniform_grid import UniformGrid, images_of
+from prunekit.policy import Products, PruningPolicy
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -27,13 +27,18 @@ class Downsampling(PruningPolicy):
 
     sites = ("connector", "input", "decoder")
 
+    def products(self, given: Products) -> int:
+        return given.now * given.kept * given.width
+
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         selection = UniformGrid().select(tokens, keep)
         assert selection.counts is not None
-        ratio = [max(1.0, now / max(1, count)) for now, count in zip(tokens.counts, selection.counts, strict=True)]
-        step = torch.tensor(ratio, device=tokens.hidden.device)[:, None, None, None]
-        if tokens.grid is not None:
-            step = step.sqrt()
+        steps = []
+        for row, (now, count) in enumerate(zip(tokens.counts, selection.counts, strict=True)):
+            images = images_of(tokens, row)
+            axes = 2 if images and all(image.grid for image in images) else 1
+            steps.append(max(1.0, now / max(1, count)) ** (1 / axes))
+        step = torch.tensor(steps, device=tokens.hidden.device)[:, None, None, None]
         weight = (1 - distances(tokens, selection) / step).clamp(min=0).prod(-1) * tokens.valid[..., None]
         mix = weight.transpose(1, 2)
         return replace(selection, mix=mix / mix.sum(-1, keepdim=True).clamp(min=torch.finfo(mix.dtype).tiny))

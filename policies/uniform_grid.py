@@ -37,7 +37,7 @@ class UniformGrid(PruningPolicy):
 
     def _row(self, tokens: VisualTokens, row: int, count: int, share: tuple[int, ...] | None) -> Tensor:
         there, total = tokens.counts[row], tokens.total[row]
-        images = tokens.images[row] if tokens.images is not None else self._alike(tokens, total)
+        images = images_of(tokens, row)
         alive = tokens.alive[row] if tokens.alive is not None else tuple(image.tokens for image in images or ())
         if images is None or (there != total and share is None) or sum(alive) != there:
             return strided(count, there)
@@ -52,9 +52,13 @@ class UniformGrid(PruningPolicy):
         ]
         return torch.cat(parts) if parts else torch.arange(0)
 
-    def _alike(self, tokens: VisualTokens, total: int) -> tuple[Image, ...] | None:
-        size = tokens.per_image
-        return None if size is None or total % size else (Image(size, tokens.grid),) * (total // size)
+
+def images_of(tokens: VisualTokens, row: int) -> tuple[Image, ...] | None:
+    """The images of a row; None where they cannot be told apart."""
+    if tokens.images is not None:
+        return tokens.images[row]
+    size, total = tokens.per_image, tokens.total[row]
+    return None if size is None or total % size else (Image(size, tokens.grid),) * (total // size)
 
 
 def strided(count: int, total: int) -> Tensor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunekit import Needs, Rows, States, VisualTokens
+from prunekit import Needs, Rows, Selection, States, VisualTokens
 from prunekit.patches import Image
 
-__all__ = ["meta", "random_tokens", "row"]
+__all__ = ["best", "left", "meta", "positions", "random_tokens", "row"]
 
 TILE = 5  # patches of a tile
 _SIDES = {
@@ -127,6 +128,44 @@ def row(tokens: VisualTokens, number: int) -> VisualTokens:
         side={name: cut(value, None if name == "text_embeds" else 1) for name, value in tokens.side.items()},
         memory={},
     )
+
+
+def left(tokens: VisualTokens, numbers: Tensor, counts: tuple[int, ...]) -> VisualTokens:
+    """Tokens of which those with these original numbers are left, [batch, kept]; -1 at the right."""
+    index = numbers.clamp(min=0)
+    valid = numbers >= 0
+
+    def take(value: Any, axis: int) -> Any:
+        if value is None:
+            return None
+        shape = [1] * value.ndim
+        shape[0], shape[axis] = index.shape
+        return value.gather(axis, index.view(shape).expand([*value.shape[:axis], -1, *value.shape[axis + 1 :]]))
+
+    return replace(
+        tokens,
+        hidden=take(tokens.hidden, 1),
+        source=numbers,
+        valid=valid,
+        counts=counts,
+        attention={rows: take(value, value.ndim - 1) for rows, value in tokens.attention.items()},
+        keys=take(tokens.keys, 2),
+        states={s: take(value, value.ndim - 2) if s.of == "visual" else value for s, value in tokens.states.items()},
+        positions=torch.where(valid, take(tokens.positions, 1), -1),
+        patches=None if tokens.patches is None else take(tokens.patches, 1).masked_fill(~valid[..., None], -1),
+        alive=None,
+    )
+
+
+def positions(selection: Selection, row: int = 0) -> list[int]:
+    """What a row keeps."""
+    return [position for position in selection.kept[row].tolist() if position >= 0]
+
+
+def best(scores: list[float], count: int, among: Iterable[int] | None = None) -> list[int]:
+    """Positions of the `count` highest scores, ascending; ties go to the first."""
+    places = range(len(scores)) if among is None else among
+    return sorted(sorted(places, key=lambda i: (-scores[i], i))[:count])
 
 
 def rows_of(rows: Rows | str) -> str:

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import torch
-from policies_common import random_tokens, row
-from torch import Tensor
+from policies_common import left, random_tokens, row
 
 from prunekit import Keep, Method, PruningPolicy, Selection, Stage, VisualTokens, policies
 from prunekit._checks import Checks, check_selection
@@ -153,30 +151,3 @@ def run(subject: Subject, tokens: Tokens) -> list[tuple[VisualTokens, Selection,
         counts = check_selection(stage, seen, selection, Checks())
         found.append((seen, selection.trimmed(max(counts)), counts))
     return found
-
-
-def left(tokens: VisualTokens, numbers: Tensor, counts: tuple[int, ...]) -> VisualTokens:
-    """Tokens of which those with these original numbers are left, [batch, kept]; -1 at the right."""
-    index = numbers.clamp(min=0)
-    valid = numbers >= 0
-
-    def take(value: Any, axis: int) -> Any:
-        if value is None:
-            return None
-        shape = [1] * value.ndim
-        shape[0], shape[axis] = index.shape
-        return value.gather(axis, index.view(shape).expand([*value.shape[:axis], -1, *value.shape[axis + 1 :]]))
-
-    return replace(
-        tokens,
-        hidden=take(tokens.hidden, 1),
-        source=numbers,
-        valid=valid,
-        counts=counts,
-        attention={rows: take(value, value.ndim - 1) for rows, value in tokens.attention.items()},
-        keys=take(tokens.keys, 2),
-        states={s: take(value, value.ndim - 2) if s.of == "visual" else value for s, value in tokens.states.items()},
-        positions=torch.where(valid, take(tokens.positions, 1), -1),
-        patches=None if tokens.patches is None else take(tokens.patches, 1).masked_fill(~valid[..., None], -1),
-        alive=None,
-    )

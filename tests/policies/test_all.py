@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from policies_common import meta
+from policies_common import meta, positions
 from policies_zoo import SUBJECTS, Subject, Tokens, run
 from torch import Tensor
 
-from prunekit import Method, PruningPolicy, ScoringPolicy, Selection, policies
+from prunekit import Method, PruningPolicy, ScoringPolicy, policies
 from prunekit.errors import PrunekitError, ScoresError, UnsupportedInputError
 from prunekit.selection import merged
 
@@ -37,10 +37,6 @@ def fits(name: str, layout: str) -> bool:
     counts, grid = LAYOUTS[layout]
     whole = base(name) not in GRIDS or (grid is not None and not (base(name) == "MustDrop" and len(set(counts)) > 1))
     return whole and not (SUBJECTS[name].inside and 0 in counts)
-
-
-def positions(selection: Selection, row: int) -> list[int]:
-    return [position for position in selection.kept[row].tolist() if position >= 0]
 
 
 def gap(subject: Subject, tokens: Tokens) -> float:
