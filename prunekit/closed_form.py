@@ -14,7 +14,7 @@ from prunekit.errors import UnsupportedInputError
 if TYPE_CHECKING:
     from prunekit.flops import Cost
 
-__all__ = ["Decoder", "Encoder", "Projector", "closed_form"]
+__all__ = ["Decoder", "Encoder", "closed_form"]
 
 
 def closed_form(
