@@ -85,8 +85,13 @@ def peak_memory(way: Variant, device: str, module: nn.Module | None = None) -> i
 
     With `module`, the bytes that its calls add at most to what was held before.
     """
-    with way.ready():
-        peak = _peak_on_gpu(way, device, module) if device.startswith("cuda") else _peak_on_cpu(way, module)
+    gc.collect()  # what others leave behind is not to be freed while this is counted
+    gc.disable()
+    try:
+        with way.ready():
+            peak = _peak_on_gpu(way, device, module) if device.startswith("cuda") else _peak_on_cpu(way, module)
+    finally:
+        gc.enable()
     way.cache = None
     return peak
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunekit.errors import NeedsError, nearest
 from prunekit.needs import Needs, Rows
-from prunekit.policy import ScoringPolicy
+from prunekit.policy import Products, ScoringPolicy
 from prunekit.reference import Reference
 from prunekit.tokens import VisualTokens
 
@@ -63,6 +63,9 @@ class SelfAttention(ScoringPolicy):
     def needs(self) -> Needs:  # type: ignore[override]
         return Needs() if self.queries == "embedding" else Needs(Rows(self.queries, self.layer, reduce="mean"))
 
+    def products(self, given: Products) -> int:
+        return given.now**2 * (given.width + 1) if self.queries == "embedding" else 0
+
     def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
         if self.queries != "embedding":
             return tokens.attention[self.queries]
@@ -78,12 +81,13 @@ def attention_received(hidden: Tensor, valid: Tensor | None) -> Tensor:
         valid: which of them are tokens, [batch, visual]; None: all.
     """
     keys = hidden.float()
-    scaled, columns = keys * keys.shape[-1] ** -0.5, keys.transpose(1, 2)
+    scale, columns = keys.shape[-1] ** -0.5, keys.transpose(1, 2)
     received = torch.zeros(hidden.shape[0], 1, hidden.shape[1], device=hidden.device)
     real = torch.ones_like(received) if valid is None else valid[:, None].to(received.dtype)
     for start in range(0, hidden.shape[1], _CHUNK):
-        logits = scaled[:, start : start + _CHUNK] @ columns  # [batch, chunk, visual]
+        part = slice(start, start + _CHUNK)
+        logits = (keys[:, part] * scale) @ columns  # [batch, chunk, visual]
         if valid is not None:
             logits = logits.masked_fill(~valid[:, None], torch.finfo(logits.dtype).min)
-        received = received + real[..., start : start + _CHUNK] @ logits.softmax(-1)  # a product sums fastest
+        received = received + real[..., part] @ logits.softmax(-1)  # a product sums fastest
     return received[:, 0] / real.sum(-1).clamp(min=1)

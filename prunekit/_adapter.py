@@ -57,10 +57,10 @@ class ModelAdapter(LanguageModel):
     def full_length_after(self, layer: int) -> bool:
         """Whether the model itself works on the states that a decoder layer returns, and so expects all columns.
 
-        True for the last layer of every model. For models that nobody has looked at it is true everywhere: putting the
-        states back costs one copy a layer.
+        Behind the final norm they are put back in every model. For models that nobody has looked at it is true
+        everywhere: that costs one copy a layer.
         """
-        return layer == self.depth - 1 or type(self) is ModelAdapter
+        return type(self) is ModelAdapter or (layer == self.depth - 1 and self.norm is None)
 
     # --- modules of the vision encoder -------------------------------------------------------------------------------
 

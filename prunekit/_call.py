@@ -69,11 +69,13 @@ class Call:
         base: columns that were sent before and are in the cache.
         holes: whether some layer's cache holds padding.
         cache: the KV cache, or None.
-        positions: original position ids of the sent columns, [batch or 1, length] (of M-RoPE, the text's).
+        positions: original position ids of the sent columns, [batch or 1, length] (of M-RoPE, the text's); None where
+            neither the caller nor the session needs them.
         sent: what the caller sent, None for a call without images.
         sequence: the columns that are left; None for a call that is not pruned.
         left: `sequence.origin` once a token was dropped; None: all columns are there.
         restored: whether the states that the next layer receives are at full length.
+        ending: whether the last layer has been reached.
         numbers: numbers of each row's images among all, None where they cannot be told apart.
         images: these images.
         alive: tokens of each image that are left, None where that depends on the data.
@@ -87,11 +89,12 @@ class Call:
     base: int
     holes: bool
     cache: Any
-    positions: Tensor
+    positions: Tensor | None
     sent: Sent | None
     sequence: Sequence | None = None
     left: Tensor | None = None
     restored: bool = False
+    ending: bool = False
     numbers: tuple[tuple[int, ...], ...] | None = None
     images: tuple[tuple[Image, ...], ...] | None = None
     alive: tuple[tuple[int, ...], ...] | None = None

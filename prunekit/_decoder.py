@@ -16,7 +16,7 @@ from prunekit.adapter import ModelAdapter
 from prunekit.cache import PrunedLayer, cache_layer, pruned_layer
 from prunekit.errors import UnsupportedCacheError, UnsupportedInputError
 from prunekit.masks import cut_mask, padding_mask
-from prunekit.sequence import gather, scatter
+from prunekit.sequence import gather
 
 __all__ = ["Decoder"]
 
@@ -54,10 +54,6 @@ class Decoder:
             moved = call.dropped(hidden.device) if self.compact else None
             own.expect(call.left, call.length, call.padded, moved)
         return args, kwargs | changed
-
-    def restore(self, call: Call, output: Tensor) -> Tensor:
-        """Put the states back into the caller's columns, with zeros where a token was dropped."""
-        return output if call.left is None else scatter(output, call.left, call.length)
 
     # --- the cache ---------------------------------------------------------------------------------------------------
 
@@ -117,6 +113,7 @@ class Decoder:
     def _compacted(self, call: Call, own: PrunedLayer | None) -> Tensor:
         """Position ids without gaps of the columns that are left, [batch, left]."""
         positions = call.positions
+        assert positions is not None  # made for every call of a session that compacts
         if call.left is not None:
             positions = gather(positions, call.left) - call.gaps()
         return positions if own is None or own.shift is None else positions - own.shift

@@ -17,6 +17,7 @@ __all__ = ["LanguageModel"]
 
 IMAGE_IDS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
 VIDEO_IDS = ("video_token_id", "video_token_index")
+NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 
 class LanguageModel:
@@ -77,11 +78,16 @@ class LanguageModel:
         Raises:
             NeedsError: it has none of the usual names.
         """
-        for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f"):
-            found = getattr(self.text_model, name, None)
-            if isinstance(found, nn.Module):
-                return found
-        raise NeedsError(f"The final norm of {type(self.text_model).__name__} is read, but no part is named as one.")
+        if self.norm is None:
+            name = type(self.text_model).__name__
+            raise NeedsError(f"The final norm of {name} is read, but no part is named as one.")
+        return self.norm
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The norm behind the last decoder layer, None where it has none of the usual names."""
+        found = (getattr(self.text_model, name, None) for name in NORMS)
+        return next((each for each in found if isinstance(each, nn.Module)), None)
 
     def sees_images(self, layer: int) -> bool:
         """Whether text looks at all columns in a decoder layer, and not only at those in a window before it."""

@@ -27,7 +27,7 @@ from prunekit._replay import Replay
 from prunekit._stages import Stages
 from prunekit._vision import VisionSide
 from prunekit.attention import attention_rows, look_ahead, tap
-from prunekit.cache import PrunedLayer, cache_layer, set_running
+from prunekit.cache import PrunedLayer, new_columns, set_running
 from prunekit.errors import (
     NeedsError,
     PruningWarning,
@@ -37,7 +37,7 @@ from prunekit.errors import (
 )
 from prunekit.needs import Rows, States
 from prunekit.patches import Encoded, Image
-from prunekit.sequence import Sequence, gather
+from prunekit.sequence import Sequence, gather, scatter
 from prunekit.trace import cost_scope
 
 __all__ = ["TextSide"]
@@ -77,12 +77,15 @@ class TextSide:
             adapter.core.register_forward_pre_hook(self._core, with_kwargs=True),
             adapter.core.register_forward_hook(self._done, always_call=True),
             adapter.text_model.register_forward_pre_hook(self._enter, with_kwargs=True),
+            adapter.text_model.register_forward_hook(self._leave, always_call=True),
         ]
+        if adapter.norm is not None:
+            handles.append(adapter.norm.register_forward_hook(self._behind, prepend=True))
         for index in range(self.stages.first, len(layers)):  # layers before the first stage are as they are
             layer = layers[index]
             handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
             if adapter.full_length_after(index):
-                handles.append(layer.register_forward_hook(self._after(index), prepend=True))
+                handles.append(layer.register_forward_hook(self._after, prepend=True))
         taps: dict[int, set[Rows | States]] = {}
         for (_, rows), layer_index in self.layers.items():
             if not rows.of_vision and rows.of_layer:
@@ -161,7 +164,7 @@ class TextSide:
                 " new; pass the mask of the whole conversation, dropped visual tokens included."
             )
         positions = kwargs.get("position_ids")
-        if positions is None:
+        if positions is None and self.decoder.compact:
             positions = torch.arange(base, base + length, device=columns.device)[None]
         call = self.call = Call(batch, length, base, holes, cache, positions, None)
         if self.sent is not None and any(self.sent.counts):
@@ -208,6 +211,8 @@ class TextSide:
     # --- decoder layers ----------------------------------------------------------------------------------------------
 
     def _before(self, layer: int) -> Callable[..., Any]:
+        last = layer == self.adapter.depth - 1
+
         def before(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             call = self.call
             if call is None:
@@ -227,6 +232,7 @@ class TextSide:
             if layer in self.stages.by_layer and call.sequence is not None:
                 ahead = partial(self._ahead, call, layer, module, hidden, tuple(others), kwargs)
                 hidden = self.stages.run(call, layer, hidden, self.vision, self.replay, ahead)
+            call.ending = last
             changed = self.decoder.cut(call, layer, hidden, tuple(others), kwargs)
             if changed is None and hidden is given:
                 return None
@@ -235,22 +241,27 @@ class TextSide:
 
         return before
 
-    def _after(self, layer: int) -> Callable[..., Any]:
-        last = layer == self.adapter.depth - 1
+    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Put the states back into the caller's columns, where the model itself works on them."""
+        call = self.call
+        if call is None or call.left is None:
+            return output
+        call.restored = True
+        if isinstance(output, tuple):
+            return scatter(output[0], call.left, call.length), *output[1:]
+        return scatter(output, call.left, call.length)
 
-        def after(module: nn.Module, args: Any, output: Any) -> Any:
-            call = self.call
-            if last:
-                self.call = None
-                set_running(call.cache if call is not None else None, False)
-            if call is None or call.left is None:
-                return output
-            call.restored = True
-            if isinstance(output, tuple):
-                return self.decoder.restore(call, output[0]), *output[1:]
-            return self.decoder.restore(call, output)
+    def _behind(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """The same behind the final norm, which policies may call before it is reached."""
+        call = self.call
+        if call is None or call.left is None or call.restored or not call.ending:
+            return output
+        return scatter(output, call.left, call.length)
 
-        return after
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        call, self.call = self.call, None
+        if call is not None:
+            set_running(call.cache, False)
 
     # --- attention ---------------------------------------------------------------------------------------------------
 
@@ -299,24 +310,3 @@ class TextSide:
                 call.attention[rows, layer] = spread(seen, ordinals, max(call.sent.counts))
 
         return observe
-
-
-def new_columns(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Cut off what was seen: `generate` on a pruned cache counts its keys, and sends too many tokens again."""
-    cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
-    first = cache_layer(cache, 0)
-    if ids is None or ids.shape[1] == 1 or not isinstance(first, PrunedLayer) or not first.seen:
-        return kwargs
-    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    if mask is None and positions is None:
-        return kwargs
-    total = int(mask.shape[-1] if mask is not None else positions.max() + 1)  # type: ignore[union-attr]
-    new = total - first.seen
-    if new < 1:
-        raise UnsupportedInputError(f"The KV cache has seen {first.seen} tokens, but the inputs describe only {total}.")
-    if new < ids.shape[1]:
-        kwargs = {**kwargs, "input_ids": ids[:, -new:]}
-        for name in ("position_ids", "token_type_ids", "mm_token_type_ids"):
-            if isinstance(kwargs.get(name), Tensor):
-                kwargs[name] = kwargs[name][..., -new:]
-    return kwargs

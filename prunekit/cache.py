@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-from prunekit.errors import UnsupportedCacheError
+from prunekit.errors import UnsupportedCacheError, UnsupportedInputError
 
-__all__ = ["PrunedLayer", "cache_layer", "pruned_layer", "set_running"]
+__all__ = ["PrunedLayer", "cache_layer", "new_columns", "pruned_layer", "set_running"]
 
 
 class PrunedLayer(DynamicLayer):
@@ -176,3 +176,24 @@ def pruned_layer(cache: Cache, index: int) -> PrunedLayer:
     cache.layers[index] = pruned = PrunedLayer(layer)
     pruned.running = True
     return pruned
+
+
+def new_columns(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Cut off what was seen: `generate` on a pruned cache counts its keys, and sends too many tokens again."""
+    cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+    first = cache_layer(cache, 0)
+    if ids is None or ids.shape[1] == 1 or not isinstance(first, PrunedLayer) or not first.seen:
+        return kwargs
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    if mask is None and positions is None:
+        return kwargs
+    total = int(mask.shape[-1] if mask is not None else positions.max() + 1)  # type: ignore[union-attr]
+    new = total - first.seen
+    if new < 1:
+        raise UnsupportedInputError(f"The KV cache has seen {first.seen} tokens, but the inputs describe only {total}.")
+    if new < ids.shape[1]:
+        kwargs = {**kwargs, "input_ids": ids[:, -new:]}
+        for name in ("position_ids", "token_type_ids", "mm_token_type_ids"):
+            if isinstance(kwargs.get(name), Tensor):
+                kwargs[name] = kwargs[name][..., -new:]
+    return kwargs
