@@ -20,7 +20,7 @@ __all__ = ["Compatible", "buildable", "compatibility"]
 
 @dataclass(frozen=True)
 class Compatible:
-    """What a model offers a policy or method with its default arguments.
+    """What a model offers a policy with its default arguments, or a method as its `example` says.
 
     Attributes:
         sites: of a method, its stages on this model; of a policy, the sites where it works, one of each kind. Empty
@@ -59,7 +59,7 @@ def compatibility(
 def _try(model: nn.Module, adapter: ModelAdapter, cls: type[PruningPolicy] | type[Method]) -> Compatible:
     if issubclass(cls, Method):
         try:
-            return Compatible(tuple(stage.site for stage in prune(model, cls()).plan.stages))
+            return Compatible(tuple(stage.site for stage in prune(model, cls.example(adapter.shape)).plan.stages))
         except PrunekitError as error:
             return Compatible((), str(error))
     found, reason = [], ""

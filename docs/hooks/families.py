@@ -10,14 +10,13 @@ import importlib
 import inspect
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from page_parts import quietly
 from torch import Tensor
 
 from prunekit import Keep, Needs, Rows, ScoringPolicy, Stage, VisualTokens, prune
@@ -211,21 +210,6 @@ class Family:
 def family(name: str) -> Family:
     """A family by the name of its builder; built once."""
     return Family(name)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """One thread, since these models are so small that threads wait for each other; no remarks of transformers."""
-    from transformers.utils import logging
-
-    threads, level = torch.get_num_threads(), logging.get_verbosity()
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        logging.set_verbosity(level)
 
 
 # --- what the page is made of ----------------------------------------------------------------------------------------

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
-import inspect
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from mkdocs.structure.files import File
+from page_parts import ROOT, first_sentence, script, table
 
 MARK = re.compile(r"^\{\{ *(\w+)(?: +(\S+))? *\}\}$", re.MULTILINE)
 
@@ -25,6 +23,18 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     """mkdocs calls this with the source of every page."""
     depth = page.file.src_uri.count("/") if page is not None else 0
     return expand(markdown, "../" * depth)
+
+
+def on_config(config: Any) -> None:
+    """mkdocs calls this first: every method gets a place among the pages, which `on_files` makes."""
+    pages = next(part["Methods"] for part in config.nav if "Methods" in part)
+    pages += [{each.name: each.page} for each in script("docs/hooks/method_facts.py").methods()]
+
+
+def on_files(files: Any, config: Any) -> None:
+    for each in script("docs/hooks/method_facts.py").methods():
+        text = f"# {each.name}\n\n{{{{ method {each.name} }}}}\n"
+        files.append(File.generated(config, each.page, content=text))
 
 
 def expand(markdown: str, up: str = "") -> str:
@@ -42,58 +52,6 @@ def expand(markdown: str, up: str = "") -> str:
         return text.replace("](docs/", f"]({up}")
 
     return MARK.sub(part, markdown)
-
-
-def first_sentence(cls: type) -> str:
-    """What a class is, in its own words."""
-    text = " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
-    return re.split(r"(?<=[^.]\.)\s", text, maxsplit=1)[0]
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def policies() -> str:
-    """Every class of `prunekit.policies`, its sites and needs read from the class."""
-    from prunekit import policies as found
-    from prunekit.compatibility import buildable
-    from prunekit.plan import Method, Shape
-
-    rows, shape = [], Shape(32, 24, 22)
-    for name in sorted(found.__all__, key=str.lower):
-        cls = getattr(found, name)
-        if not buildable(cls):
-            sites, kind, needs = [], "combinator", []
-        elif issubclass(cls, Method):
-            stages = cls.example(shape).stages_of(shape)
-            sites, kind = [stage.site for stage in stages], "method"
-            needs = [stage.policy.needs for stage in stages]
-        else:
-            sites, kind, needs = [*cls.sites], "policy", [cls().needs]
-        rows.append(
-            [
-                f"[`{name}`](docs/api/policies.md#prunekit.policies.{name})",
-                kind,
-                _code(sites) or "those of its parts",
-                _reads(needs) if kind != "combinator" else "what they read",
-                first_sentence(cls),
-            ]
-        )
-    return table(["Name", "Kind", "Sites", "Reads", "What it is"], rows)
-
-
-def _code(words: Iterable[str]) -> str:
-    return ", ".join(f"`{word}`" for word in words)
-
-
-def _reads(needs: Iterable[Any]) -> str:
-    rows = [f"`{row.queries}` attention" for need in needs for row in need.attention]
-    rows += ["text states" for need in needs if need.text]
-    return ", ".join(dict.fromkeys(rows)) or "no attention"
 
 
 def families(part: str = "matrix") -> str:
@@ -124,7 +82,17 @@ HEADS = {
 
 @cache
 def _families() -> Any:
-    return _script("docs/hooks/families.py")
+    return script("docs/hooks/families.py")
+
+
+def method(name: str) -> str:
+    """The page of a method."""
+    return str(script("docs/hooks/methods.py").page(name))
+
+
+def methods(part: str) -> str:
+    """A table of `method_tables.py`."""
+    return str(getattr(script("docs/hooks/method_tables.py"), part)())
 
 
 def fields(where: str) -> str:
@@ -150,7 +118,7 @@ KINDS = {
     "str | None": "text",
     "bool": "true or false",
     "list[str]": "list of names",
-    "list[int | float]": "list of numbers",
+    "list[int | float | Budget]": "list of numbers, or of measures with a number",
     "dict[str, Any]": "keys with values",
 }
 
@@ -217,18 +185,18 @@ def results(name: str = "quickstart") -> str:
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     if not path.is_file():
         return "No results are stored in this checkout. `make demo` produces them on your machine, in some minutes."
-    script: Any = _script("benchmarks/update_readme.py")
-    return str(script.section(json.loads(path.read_text(encoding="utf-8")), picture=f"docs/images/{name}.png"))
+    made: Any = script("benchmarks/update_readme.py")
+    return str(made.section(json.loads(path.read_text(encoding="utf-8")), picture=f"docs/images/{name}.png"))
 
 
 def releases() -> str:
     """The releases of transformers that `make matrix` has tested."""
-    return str(_script("tests/matrix.py").section())
+    return str(script("tests/matrix.py").section())
 
 
 def published(part: str) -> str:
     """Published costs recomputed: a part of `published.py`."""
-    return table(PUBLISHED[part], getattr(_script("docs/hooks/published.py"), part)())
+    return table(PUBLISHED[part], getattr(script("docs/hooks/published.py"), part)())
 
 
 PUBLISHED = {
@@ -239,17 +207,9 @@ PUBLISHED = {
 }
 
 
-def _script(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 PARTS: dict[str, Callable[..., str]] = {
-    "policies": policies,
+    "method": method,
+    "methods": methods,
     "families": families,
     "fields": fields,
     "errors": errors,
