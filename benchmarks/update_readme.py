@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from prunekit.evaluation.cells import amount_label
+
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -55,11 +57,9 @@ def row(method: dict[str, Any]) -> list[str]:
     ]
 
 
-def budget(value: int | float | None) -> str:
+def budget(value: int | float | str | None) -> str:
     """A budget as people read it."""
-    if value is None:
-        return "all"
-    return f"{100 * value:g} %" if isinstance(value, float) else f"{value} tokens"
+    return "all" if value is None else amount_label(value)
 
 
 def operations(value: int | None) -> str:

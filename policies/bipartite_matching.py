@@ -10,7 +10,7 @@ from torch import Tensor
 from prunekit.errors import BudgetError
 from prunekit.keep import Keep
 from prunekit.needs import Needs
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -72,6 +72,9 @@ class BipartiteMatching(PruningPolicy):
                 f" {final}."
             )
         return min(total - (total - final) * (number + 1) // steps, final << (steps - 1 - number))
+
+    def products(self, given: Products) -> int:
+        return given.now**2 * given.head_dim
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         if keep is not None:

@@ -13,7 +13,7 @@ from prunekit.errors import NeedsError, nearest
 from prunekit.keep import Keep
 from prunekit.needs import Needs
 from prunekit.policies._greedy import LEAST, cosines, first_best, picked
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -112,6 +112,9 @@ class ConditionalDiversity(PruningPolicy):
             gain = torch.where(gain > _NOISE * alone, gain, 0).masked_fill(~tokens.valid, LEAST)
             gain = gain.scatter(1, torch.cat(picks, 1), LEAST)
         return torch.cat(picks, 1) if picks else tokens.valid.new_zeros(len(kernel), 0, dtype=torch.long)
+
+    def products(self, given: Products) -> int:
+        return given.now**2 * given.width
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert keep is not None

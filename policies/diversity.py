@@ -10,13 +10,15 @@ from torch import Tensor
 
 from prunekit.errors import BudgetError
 from prunekit.keep import Keep
-from prunekit.policies._greedy import LEAST, cosines, picked
-from prunekit.policy import PruningPolicy
+from prunekit.policies._greedy import LEAST, cosines, first_best, picked
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
 __all__ = ["Diversity"]
+
+_ROUNDING = 1e-6  # of a cosine in float32; two tokens that are nearest to each other tie
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,15 @@ class Diversity(PruningPolicy):
         nearest = others.amin(-1).masked_fill(~valid, LEAST)  # a token alone in its row is infinitely far
         picks = []
         for _ in range(max(counts)):
-            pick = nearest.argmax(-1, keepdim=True)
+            pick = first_best(nearest, _ROUNDING)
             picks.append(pick)
             row = distance.gather(1, pick[..., None].expand(-1, -1, distance.shape[2]))[:, 0]
             nearest = row.masked_fill(~valid, LEAST) if len(picks) == 1 else torch.minimum(nearest, row)
             nearest = nearest.scatter(1, torch.cat(picks, 1), LEAST)
         return torch.cat(picks, 1) if picks else valid.new_zeros(len(counts), 0, dtype=torch.long)
+
+    def products(self, given: Products) -> int:
+        return given.now**2 * given.width
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         return picked(self.order(tokens, keep), self._counts(tokens, keep), tokens.valid.shape[1])

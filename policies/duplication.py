@@ -13,7 +13,7 @@ from prunekit.errors import PolicyError
 from prunekit.keep import Keep
 from prunekit.needs import Keys, Needs, States
 from prunekit.policies._greedy import picked
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -103,6 +103,9 @@ class Duplication(PruningPolicy):
             absent = [number for number, position in enumerate(row) if position < 0]  # fewer tokens than pivots
             rows.append([row.index(position) for position in set(there)] + absent)
         return found.gather(1, torch.tensor(rows, device=found.device))
+
+    def products(self, given: Products) -> int:
+        return given.now * (self.images + self.texts) * given.width
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         width = tokens.valid.shape[1]

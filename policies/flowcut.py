@@ -14,7 +14,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Needs, Rows, States
 from prunekit.plan import Method, Shape, Stage
 from prunekit.policies._greedy import picked
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -86,6 +86,9 @@ class FlowCutStage(PruningPolicy):
         place = tokens.source.masked_fill(~tokens.valid, max(tokens.total))
         tokens.memory[_MEMORY] = whole.scatter(1, place, new)
         return new
+
+    def products(self, given: Products) -> int:
+        return len(self._layers) * (given.now + 1) * given.width
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         scores = torch.stack([self.scores(tokens, layer) for layer in self._layers])[-1]

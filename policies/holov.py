@@ -12,7 +12,7 @@ from prunekit.errors import PolicyError
 from prunekit.keep import Keep
 from prunekit.needs import Needs, Rows
 from prunekit.plan import Method, Stage
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -36,6 +36,9 @@ class HolisticCrops(PruningPolicy):
     def __post_init__(self) -> None:
         if self.crops < 1:
             raise PolicyError(f"HoloV(crops={self.crops}): must be at least 1.")
+
+    def products(self, given: Products) -> int:
+        return self.crops * (-(-given.now // self.crops)) ** 2 * given.width
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert keep is not None

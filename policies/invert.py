@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunekit.needs import Needs
 from prunekit.policies._composed import scoring
-from prunekit.policy import ScoringPolicy
+from prunekit.policy import Products, ScoringPolicy
 from prunekit.tokens import VisualTokens
 
 __all__ = ["Invert"]
@@ -35,6 +35,9 @@ class Invert(ScoringPolicy):
     @property
     def sites(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.policy.sites
+
+    def products(self, given: Products) -> int:
+        return self.policy.products(given)
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
         return -self.policy.score(tokens)

@@ -12,7 +12,7 @@ from torch import Tensor
 from prunekit.errors import PolicyError
 from prunekit.needs import Needs
 from prunekit.policies._composed import NORMALISATIONS, joined_needs, joined_sites, normalised, scoring
-from prunekit.policy import ScoringPolicy
+from prunekit.policy import Products, ScoringPolicy
 from prunekit.tokens import VisualTokens
 
 __all__ = ["Mix"]
@@ -47,6 +47,9 @@ class Mix(ScoringPolicy):
     @property
     def sites(self) -> tuple[str, ...]:  # type: ignore[override]
         return joined_sites(self.policies)
+
+    def products(self, given: Products) -> int:
+        return sum(policy.products(given) for policy in self.policies)
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
         weights = self.weights or [1.0] * len(self.policies)

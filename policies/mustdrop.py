@@ -15,7 +15,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Needs, Rows
 from prunekit.plan import Method, Stage
 from prunekit.policies._greedy import picked
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -42,6 +42,9 @@ class WindowMerging(PruningPolicy):
     @property
     def coupled(self) -> bool:  # type: ignore[override]
         return self.released
+
+    def products(self, given: Products) -> int:
+        return given.now // _SIDE**2 * _SIDE**4 * given.width
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         if tokens.grid is None or min(tokens.counts) != tokens.grid[0] * tokens.grid[1]:

@@ -12,7 +12,7 @@ from prunekit.errors import PolicyError
 from prunekit.keep import Keep
 from prunekit.policies._greedy import picked
 from prunekit.policies.uniform_grid import strided
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -59,6 +59,9 @@ class OptimalTransport(PruningPolicy):
                 f"OptimalTransport(epsilon={self.epsilon}, iterations={self.iterations}, recover={self.recover}):"
                 " epsilon must be above 0, iterations at least 1, recover at least 0 and below 1."
             )
+
+    def products(self, given: Products) -> int:
+        return given.now**2 * given.width
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
         """The contribution of each token."""

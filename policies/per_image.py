@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from prunekit.keep import Keep
 from prunekit.needs import Needs
 from prunekit.policies._composed import scoring
-from prunekit.policy import PruningPolicy, ScoringPolicy, top_k_per_image
+from prunekit.policy import Products, PruningPolicy, ScoringPolicy, top_k_per_image
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -35,6 +35,9 @@ class PerImage(PruningPolicy):
     @property
     def needs(self) -> Needs:  # type: ignore[override]
         return self.policy.needs
+
+    def products(self, given: Products) -> int:
+        return self.policy.products(given)
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert keep is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 from prunekit.errors import PolicyError, UnsupportedInputError
 from prunekit.needs import Needs
 from prunekit.policies._composed import joined_sites, normalised, scoring
-from prunekit.policy import ScoringPolicy
+from prunekit.policy import Products, ScoringPolicy
 from prunekit.tokens import VisualTokens
 
 __all__ = ["Protect"]
@@ -61,6 +61,9 @@ class Protect(ScoringPolicy):
         down, across = (place // width + 0.5) / height, (place % width + 0.5) / width
         top, left, bottom, right = self.box
         return (down >= top) & (down < bottom) & (across >= left) & (across < right) & tokens.valid
+
+    def products(self, given: Products) -> int:
+        return self.policy.products(given)
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
         return normalised(self.policy.score(tokens), tokens, "rank") + 2.0 * self.region(tokens)

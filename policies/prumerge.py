@@ -14,7 +14,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Keys, Needs, Rows
 from prunekit.plan import Method, Stage
 from prunekit.policies._greedy import picked
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -47,6 +47,9 @@ class OutliersAndNeighbours(PruningPolicy):
 
     def planned(self, total: int) -> int | None:
         return None if self.ratio is None else min(total, int(total * self.ratio) + 1)
+
+    def products(self, given: Products) -> int:
+        return given.now**2 * given.features + given.now * given.kept * given.width
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         attention = tokens.attention["cls"].float().masked_fill(~tokens.valid, 0)
@@ -162,7 +165,7 @@ class PruMerge(Method):
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         released = self.variant == "released"
-        if released and isinstance(self.keep, float):
-            return (Stage("connector", OutliersAndNeighbours(self.keep, released=True)),)
         keep = None if self.keep is None else Keep.of(self.keep)
+        if released and keep is not None and keep.ratio is not None and keep == Keep(ratio=keep.ratio):
+            return (Stage("connector", OutliersAndNeighbours(keep.ratio, released=True)),)
         return (Stage("connector", OutliersAndNeighbours(plus=self.plus, released=released), keep),)

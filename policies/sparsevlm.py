@@ -16,7 +16,7 @@ from prunekit.needs import Needs, Rows, States
 from prunekit.plan import Method, Stage
 from prunekit.policies._clusters import density_peaks
 from prunekit.policies._greedy import picked
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -77,6 +77,10 @@ class RatedTokens(PruningPolicy):
         found = tokens.memory[_MEMORY]
         assert isinstance(found, Tensor)
         return found
+
+    def products(self, given: Products) -> int:
+        first = len(self.levels) == 1  # raters are found once
+        return given.now * given.text * given.width if first else 0
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         scores = self._scores(tokens)

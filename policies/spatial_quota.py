@@ -11,7 +11,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Needs
 from prunekit.policies._composed import joined_sites, scoring
 from prunekit.policies._greedy import picked, rank_within
-from prunekit.policy import PruningPolicy, ScoringPolicy
+from prunekit.policy import Products, PruningPolicy, ScoringPolicy
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -46,6 +46,9 @@ class SpatialQuota(PruningPolicy):
     @property
     def sites(self) -> tuple[str, ...]:  # type: ignore[override]
         return joined_sites([self.policy])
+
+    def products(self, given: Products) -> int:
+        return self.policy.products(given)
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert keep is not None

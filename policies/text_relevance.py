@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunekit.errors import PolicyError
 from prunekit.needs import Needs
-from prunekit.policy import ScoringPolicy
+from prunekit.policy import Products, ScoringPolicy
 from prunekit.tokens import VisualTokens
 
 __all__ = ["TextRelevance"]
@@ -35,6 +35,9 @@ class TextRelevance(ScoringPolicy):
     def __post_init__(self) -> None:
         if self.over not in ("mean", "max"):
             raise PolicyError(f"TextRelevance(over={self.over!r}): allowed are 'mean' and 'max'.")
+
+    def products(self, given: Products) -> int:
+        return given.now * given.text * given.width
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "batch visual"]:
         assert tokens.text is not None

@@ -12,7 +12,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Needs
 from prunekit.policies._composed import joined_needs, joined_sites, normalised, scoring
 from prunekit.policies._greedy import picked
-from prunekit.policy import PruningPolicy, ScoringPolicy
+from prunekit.policy import Products, PruningPolicy, ScoringPolicy
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
 
@@ -50,6 +50,9 @@ class Union(PruningPolicy):
     @property
     def sites(self) -> tuple[str, ...]:  # type: ignore[override]
         return joined_sites(self.policies)
+
+    def products(self, given: Products) -> int:
+        return sum(policy.products(given) for policy in self.policies)
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert keep is not None

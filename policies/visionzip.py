@@ -13,7 +13,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Keys, Needs, Rows, States
 from prunekit.plan import Method, Stage
 from prunekit.policies._greedy import picked
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -35,6 +35,10 @@ class DominantAndContextual(PruningPolicy):
     @property
     def needs(self) -> Needs:  # type: ignore[override]
         return Needs(Rows("cls", reduce="mean"), keys=Keys(of_vision=True), states=[_CLS] * self.released)
+
+    def products(self, given: Products) -> int:
+        mixed = given.kept * (given.now + self.released) * given.width
+        return given.now**2 * given.head_dim + mixed
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert keep is not None

@@ -12,7 +12,7 @@ from prunekit.keep import Keep
 from prunekit.needs import Needs, Rows, States
 from prunekit.plan import Method, Stage
 from prunekit.policies._greedy import cosines, picked
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -35,6 +35,9 @@ class ImportantAndVaried(PruningPolicy):
     def __post_init__(self) -> None:
         if not 0 <= self.important <= 1:
             raise PolicyError(f"VisPruner(important={self.important}): must be at least 0 and at most 1.")
+
+    def products(self, given: Products) -> int:
+        return given.now**2 * given.features
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         assert keep is not None

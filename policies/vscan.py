@@ -15,7 +15,7 @@ from prunekit.needs import Needs, Rows
 from prunekit.plan import Method, Shape, Stage
 from prunekit.policies._greedy import picked, rank_within
 from prunekit.policies.cross_attention import CrossAttention
-from prunekit.policy import PruningPolicy
+from prunekit.policy import Products, PruningPolicy
 from prunekit.reference import Reference
 from prunekit.selection import Selection
 from prunekit.tokens import VisualTokens
@@ -42,6 +42,9 @@ class GlobalAndLocal(PruningPolicy):
     @property
     def needs_keep(self) -> bool:  # type: ignore[override]
         return self.keep is None
+
+    def products(self, given: Products) -> int:
+        return given.now * given.kept * given.width if given.kept < given.now else 0
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
         counts = tokens.budget(keep or self.keep or Keep(ratio=1.0))

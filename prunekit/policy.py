@@ -18,7 +18,7 @@ from prunekit.selection import Selection
 from prunekit.sequence import first_columns
 from prunekit.tokens import VisualTokens
 
-__all__ = ["PruningPolicy", "ScoringPolicy", "top_k"]
+__all__ = ["Products", "PruningPolicy", "ScoringPolicy", "top_k"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Products:
         kept: those that stay.
         width: of their states.
         head_dim: width of an attention head there.
-        text: text tokens after the image.
+        text: all other tokens of the sample.
+        features: width of the vision encoder's states.
     """
 
     now: int
@@ -38,6 +39,7 @@ class Products:
     width: int
     head_dim: int
     text: int
+    features: int
 
 
 class PruningPolicy(ABC):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from prunekit.budget.cost import CostModel, Latency, LatencyTable
 from prunekit.budget.levels import average_tokens, tokens_per_layer
+from prunekit.budget.measures import achieved
 from prunekit.budget.vocabulary import Budget, Solved, match_average
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Latency",
     "LatencyTable",
     "Solved",
+    "achieved",
     "average_tokens",
     "match_average",
     "tokens_per_layer",

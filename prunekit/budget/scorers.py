@@ -60,14 +60,27 @@ def scorers(
             found[name] = found.get(name, 0) + cost
         count = stage.count(visual)
         kept = now if count is None else count
-        here = decoder if stage.where.part else encoder
-        width, head_dim = (1, 1) if here is None else (here.hidden, here.head_dim)
-        own = stage.policy.products(Products(now, kept, width, head_dim, words))
-        if own and here is None:
-            raise _unknown(stage, "works in")
+        own = _products(stage, now, kept, text, decoder, encoder)
         found[stage.site] = found.get(stage.site, 0) + own
         now = kept
     return found
+
+
+def _products(stage: Stage, now: int, kept: int, text: int, decoder: Decoder, encoder: Encoder | None) -> int:
+    """The policy's own work, as it declares it."""
+    inside, policy = stage.where.part == 0, stage.policy
+    if encoder is not None:
+        here = encoder if inside else decoder
+        return policy.products(Products(now, kept, here.hidden, here.head_dim, text, encoder.hidden))
+    none, some = (
+        policy.products(
+            Products(now, kept, *((size, size) if inside else (decoder.hidden, decoder.head_dim)), text, size)
+        )
+        for size in (0, 1)
+    )
+    if none != some:
+        raise _unknown(stage, "works on states of")
+    return some
 
 
 def _layer(rows: Rows, stage: Stage, shape: Shape) -> int:

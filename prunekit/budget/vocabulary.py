@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any, cast
+from typing import cast
 
 from prunekit.budget.cost import CostModel, Latency
 from prunekit.budget.knob import Knob
-from prunekit.budget.levels import Items, average_tokens, layers_of, tokens_per_layer
-from prunekit.errors import BudgetError
+from prunekit.budget.levels import Items, layers_of
+from prunekit.budget.measures import Measure, measures_of, shape_of
+from prunekit.errors import BudgetError, nearest
 from prunekit.keep import Keep
 from prunekit.plan import Shape, Stage
 from prunekit.policy import PruningPolicy
 
 __all__ = ["Budget", "Solved", "match_average"]
-
-Measure = Callable[[tuple[Stage, ...]], float]
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,45 @@ class Budget:
         """Its value."""
         return cast("int | float", getattr(self, self.kind))
 
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read what `str` writes, such as `flops=0.3`.
+
+        Raises:
+            BudgetError: the text is no budget.
+        """
+        kind, _, amount = text.partition("=")
+        if kind not in _KINDS:
+            raise BudgetError(
+                f"{text!r} is no budget; write {' or '.join(_KINDS)}, for example flops=0.3.{nearest(kind, _KINDS)}"
+            )
+        try:
+            number = float(amount) if "." in amount or "e" in amount else int(amount)
+        except ValueError:
+            raise BudgetError(f"{text!r} is no budget: {amount!r} is no number.") from None
+        return cls(**{kind: number})  # type: ignore[arg-type]
+
     def __str__(self) -> str:
         return f"{self.kind}={self.amount!r}"
+
+    @property
+    def label(self) -> str:
+        """For people: `25 %` is an average, all other measures are named."""
+        whole = isinstance(self.amount, Integral) and self.kind in _NUMBERS
+        amount = f"{self.amount:,}" if whole else f"{100 * self.amount:g} %"
+        if self.kind == "average":
+            return f"{self.amount} tokens" if whole else amount
+        return f"{amount} {'bytes ' if whole and self.kind == 'kv' else ''}{_LABELS[self.kind]}"
+
+    def check(self, model: CostModel | Shape | int, *, visual: int, text: int = 0) -> None:
+        """Refuse what no method can mean on this model; arguments as of `solve`.
+
+        Raises:
+            BudgetError: the budget is above the dense model, or its measure needs a cost model.
+        """
+        name, _ = self._target(visual, model if isinstance(model, CostModel) else None, text)
+        if name in ("flops", "kv", "kv_bytes") and not isinstance(model, CostModel):
+            raise BudgetError(f"Budget({self}): {_MISSING[self.kind]}")
 
     def solve(
         self,
@@ -119,16 +154,16 @@ class Budget:
             BudgetError: the budget is above the dense model, or out of the method's reach: the message gives its range
                 and the nearest setting; or the method cannot be turned, or the measure needs what is not given.
         """
+        self.check(model, visual=visual, text=text)
         costs = model if isinstance(model, CostModel) else None
-        shape = costs.shape if costs is not None else cast("Shape | int", model)
         if isinstance(items, PruningPolicy):
             items = Stage("input", items, Keep(ratio=1.0))
-        measures = _measures(shape, costs, visual, text, latency)
+        measures = measures_of(model, visual, text, latency)
         name, target = self._target(visual, costs, text)
         if name not in measures:
-            raise BudgetError(f"Budget({self}): {_MISSING[name.partition('_')[0]]}")
-        knob = Knob(items, visual, shape)
-        value = _search(knob, measures[name], target, _SAYS[name], f"Budget({self})")
+            raise BudgetError(f"Budget({self}): {_MISSING[name]}")
+        knob = Knob(items, visual, shape_of(model))
+        value = _search(knob, measures[name], target, _SAYS[name])
         stages = knob.stages(value)
         achieved = {each: measure(stages) for each, measure in measures.items()}
         return Solved(stages, knob.setting(value), achieved)
@@ -169,6 +204,7 @@ _KINDS = {
     "kv": "a share or a number of bytes",
     "latency": _SHARE,
 }
+_LABELS = {"tokens": "at the end", "ratio": "at the end", "flops": "of FLOPs", "kv": "of KV", "latency": "of time"}
 _SAYS = {
     "tokens": "visual tokens after the last stage",
     "average": "visual tokens per decoder layer",
@@ -197,11 +233,11 @@ def match_average(items: Items, average: float, *, visual: int, depth: Shape | i
         BudgetError: the average is outside of what the method can reach; the message gives its range.
     """
     knob = Knob(items, visual, depth)
-    measure = _measures(depth, None, visual, 0, None)["average"]
-    return knob.stages(_search(knob, measure, average, _SAYS["average"], "", most=visual))
+    measure = measures_of(depth, visual, 0, None)["average"]
+    return knob.stages(_search(knob, measure, average, _SAYS["average"], most=visual))
 
 
-def _search(knob: Knob, measure: Measure, target: float, what: str, asked: str, most: float | None = None) -> int:
+def _search(knob: Knob, measure: Measure, target: float, what: str, most: float | None = None) -> int:
     """The largest setting that is not above the target.
 
     Raises:
@@ -216,27 +252,3 @@ def _search(knob: Knob, measure: Measure, target: float, what: str, asked: str, 
             f" {layers_of(knob.depth)} layers and {knob.visual} tokens its range is {low:g} to {high:g}."
         )
     return knob.largest(measure, target)
-
-
-def _measures(
-    shape: Shape | int, costs: CostModel | None, visual: int, text: int, latency: Latency | None
-) -> dict[str, Measure]:
-    """Every measure that can be taken with what is given."""
-    found: dict[str, Measure] = {
-        "tokens": lambda stages: tokens_per_layer(stages, visual, shape)[-1],
-        "ratio": lambda stages: tokens_per_layer(stages, visual, shape)[-1] / visual,
-        "average": lambda stages: average_tokens(stages, visual, shape),
-        "average_share": lambda stages: average_tokens(stages, visual, shape) / visual,
-    }
-    if costs is not None:
-        found["flops"] = lambda stages: costs.flops(stages, visual, text)
-        found["kv"] = lambda stages: costs.cache(stages, visual, text) / costs.cache((), visual, text)
-        found["kv_bytes"] = lambda stages: costs.cache(stages, visual, text)
-    if latency is not None:
-
-        def share(stages: Sequence[Any]) -> float:
-            levels = tokens_per_layer(list(stages), visual, shape)
-            return latency([n + text for n in levels]) / latency([visual + text] * len(levels))
-
-        found["latency"] = share
-    return found

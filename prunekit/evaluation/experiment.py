@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
+from prunekit.budget import Budget
 from prunekit.errors import BudgetError, ConfigError, nearest
 from prunekit.evaluation.task import Task
 from prunekit.keep import Keep
@@ -49,8 +50,9 @@ class Experiment:
     """What is asked: a task of prunekit or a class of your own."""
     model: ModelSpec = field(default_factory=ModelSpec)
     """The model."""
-    budgets: list[int | float] = field(default_factory=list)
-    """Average number of visual tokens per decoder layer, as a share of all (0.25) or as a number (36). Every method
+    budgets: list[int | float | Budget] = field(default_factory=list)
+    """Average number of visual tokens per decoder layer, as a share of all (0.25) or as a number (36); or another
+    measure by its name: `{flops: 0.3}`, `{kv: 0.2}`, `{tokens: 64}`, `{ratio: 0.1}`, `{average: 0.25}`. Every method
     runs at every budget. Without budgets, methods run as they are configured."""
     fixed: list[str] = field(default_factory=list)
     """Names of methods that run once, as configured, although there are budgets."""
@@ -90,19 +92,29 @@ def _check_methods(experiment: Experiment) -> None:
 
 
 def _check_budgets(experiment: Experiment) -> None:
+    said: list[str] = []
     for index, budget in enumerate(experiment.budgets):
         where = f"budgets[{index}]"
-        if budget <= 0:
-            raise BudgetError(
-                f"{where}: {budget} is no budget; give a share of the visual tokens or a number of tokens."
-            )
-        if isinstance(budget, float) and budget > 1:
-            raise BudgetError(
-                f"{where}: {budget} is above 1; a share is at most 1.0, and a number of tokens is"
-                " written without a point."
-            )
-        if experiment.budgets.index(budget) != index:
+        if isinstance(budget, (int, float)):
+            _check_number(budget, where)
+        meant = str(Budget.of(budget))
+        if meant in said:
             raise BudgetError(f"{where}: {budget} is listed twice.")
+        said.append(meant)
+        if meant.startswith("latency="):
+            raise BudgetError(
+                f"{where}: an experiment has no measured times that a latency could be matched by; solve it in Python,"
+                " with Budget(latency=...).solve(..., latency=...), and give the setting as a fixed method."
+            )
+
+
+def _check_number(budget: int | float, where: str) -> None:
+    if budget <= 0:
+        raise BudgetError(f"{where}: {budget} is no budget; give a share of the visual tokens or a number of tokens.")
+    if isinstance(budget, float) and budget > 1:
+        raise BudgetError(
+            f"{where}: {budget} is above 1; a share is at most 1.0, and a number of tokens is written without a point."
+        )
 
 
 def resolved(value: Any) -> Any:

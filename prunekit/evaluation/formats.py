@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunekit.evaluation.cells import Budget
+from prunekit.evaluation.cells import Amount, amount_label
 from prunekit.evaluation.experiment import DENSE
 from prunekit.evaluation.result import MethodResult, Result
 
@@ -31,11 +31,9 @@ def curves(result: Result) -> dict[str, list[MethodResult]]:
     return {name: sorted(rows, key=lambda r: r.average_visual_tokens or 0) for name, rows in found.items()}
 
 
-def budget_label(budget: Budget) -> str:
+def budget_label(budget: Amount) -> str:
     """A budget for people."""
-    if budget is None:
-        return ""
-    return f"{100 * budget:g} %" if isinstance(budget, float) else f"{budget} tokens"
+    return amount_label(budget)
 
 
 def percent(value: float | None) -> str:

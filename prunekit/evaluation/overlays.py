@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunekit.evaluation import formats
 from prunekit.evaluation.bench import Bench
-from prunekit.evaluation.cells import Budget
+from prunekit.evaluation.cells import Amount
 from prunekit.evaluation.experiment import DENSE
 from prunekit.evaluation.task import Sample
 
@@ -35,7 +35,7 @@ class Overlay:
     """
 
     name: str
-    budget: Budget
+    budget: Amount
     prediction: str
     correct: bool
     left: NDArray[np.int64]

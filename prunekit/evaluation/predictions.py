@@ -12,7 +12,7 @@ from prunekit.errors import OutputError
 
 __all__ = ["Key", "Prediction", "PredictionFile"]
 
-Key = tuple[str, int | float | None, int]
+Key = tuple[str, int | float | str | None, int]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Prediction:
     """
 
     method: str
-    budget: int | float | None
+    budget: int | float | str | None
     index: int
     sample: str
     group: str

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from prunekit.evaluation.cells import Budget, Cell
+from prunekit.budget import Budget
+from prunekit.evaluation.cells import Amount, Cell
 from prunekit.evaluation.experiment import DENSE
 from prunekit.evaluation.predictions import Prediction
 from prunekit.evaluation.statistics import Comparison, Resampler
@@ -38,10 +39,13 @@ class MethodResult:
         families: accuracy by family of questions.
         family_intervals: their intervals.
         versus_dense: paired comparison with the dense model.
+        achieved: what the stages cost by every measure that a budget can be given in, from shapes: `tokens` and `ratio`
+            after the last stage, `average` and `average_share` per decoder layer, `flops` and `kv` as shares of the
+            dense language model, `kv_bytes`. Empty where the data decide how many tokens stay.
     """
 
     name: str
-    budget: Budget
+    budget: Amount
     stages: list[dict[str, Any]] = field(default_factory=list)
     accuracy: float | None = None
     interval: tuple[float, float] | None = None
@@ -55,6 +59,7 @@ class MethodResult:
     family_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     versus_dense: Comparison | None = None
     reason: str | None = None
+    achieved: dict[str, float] = field(default_factory=dict)
 
     @property
     def total_macs(self) -> int | None:
@@ -87,10 +92,12 @@ class Result:
         methods = [_method(row) for row in data.pop("methods")]
         return cls(methods=methods, **data)
 
-    def __getitem__(self, key: tuple[str, Budget]) -> MethodResult:
+    def __getitem__(self, key: tuple[str, Amount | Budget]) -> MethodResult:
         """The row of a method and a budget."""
+        name, budget = key
+        wanted = str(budget) if isinstance(budget, Budget) else budget
         for row in self.methods:
-            if (row.name, row.budget) == key:
+            if (row.name, row.budget) == (name, wanted):
                 return row
         raise KeyError(key)
 
@@ -124,7 +131,7 @@ def summarise(cells: Sequence[Cell], predictions: Sequence[Prediction], depth: i
         depth: decoder layers of the model.
         seed: of the bootstrap.
     """
-    by_cell: dict[tuple[str, Budget], list[Prediction]] = {}
+    by_cell: dict[tuple[str, Amount], list[Prediction]] = {}
     for prediction in sorted(predictions, key=lambda p: p.index):
         by_cell.setdefault((prediction.method, prediction.budget), []).append(prediction)
     dense = by_cell[DENSE, None]
@@ -154,6 +161,7 @@ def summarise(cells: Sequence[Cell], predictions: Sequence[Prediction], depth: i
                 families={name: float(correct[chosen].mean()) for name, chosen in families.items()},
                 family_intervals={name: resampler.interval(correct, chosen) for name, chosen in families.items()},
                 versus_dense=None if cell.name == DENSE else resampler.compare(correct, truth),
+                achieved=cell.achieved,
             )
         )
     return rows

@@ -14,7 +14,7 @@ from pytorch_lightning import seed_everything
 from prunekit.errors import DataError
 from prunekit.evaluation.bench import Bench
 from prunekit.evaluation.cells import Cell, plan_cells
-from prunekit.evaluation.data import RunData, Work, read_sample
+from prunekit.evaluation.data import RunData, Work, collate, read_sample
 from prunekit.evaluation.experiment import Experiment, resolved
 from prunekit.evaluation.loading import ModelFacts, load_model, load_processor, model_facts
 from prunekit.evaluation.measure import ROUNDS, count_operations, time_prefill
@@ -26,6 +26,7 @@ from prunekit.evaluation.predictions import Prediction, PredictionFile
 from prunekit.evaluation.provenance import hardware, versions
 from prunekit.evaluation.report import write_report
 from prunekit.evaluation.result import Result, summarise
+from prunekit.evaluation.task import Sample
 from prunekit.evaluation.trainer import make_trainer, test
 
 __all__ = ["RESULT", "run"]
@@ -52,7 +53,9 @@ def run(experiment: Experiment, output: Path | str | None = None) -> Result:
     facts = model_facts(experiment.model)
     if not len(experiment.task):
         raise DataError(f"task {experiment.task.name}: it has no samples.")
-    cells = plan_cells(experiment, facts, images=len(read_sample(experiment.task, 0).images))
+    processor = load_processor(experiment.model)
+    first = read_sample(experiment.task, 0)
+    cells = plan_cells(experiment, facts, images=len(first.images), text=_text(processor, first, facts))
     trainer = make_trainer(experiment.trainer)
     plain = resolved(experiment)
     folder = Path(output) if output is not None else dated_folder(experiment.task.name.lower())
@@ -63,9 +66,7 @@ def run(experiment: Experiment, output: Path | str | None = None) -> Result:
         PredictionFile(folder).heal()
     started = time.time()
     seed_everything(experiment.seed, verbose=False)
-    bench = Bench(
-        load_model(experiment.model), load_processor(experiment.model), experiment.task, cells, experiment.positions
-    )
+    bench = Bench(load_model(experiment.model), processor, experiment.task, cells, experiment.positions)
     done = PredictionFile(folder).read()
     plan = remaining(cells, len(experiment.task), experiment.batch_size, done)
     if plan:
@@ -143,6 +144,13 @@ def _finish(
     pictures = draw_overlays(found, facts.grid, folder / "overlays") if found and facts.grid else []
     write_report(result, folder / "report.html", pictures)
     result.write(folder / RESULT)
+
+
+def _text(processor: Any, sample: Sample, facts: ModelFacts) -> int:
+    """Tokens of a sample's prompt that are not visual."""
+    config: Any = facts.skeleton.config
+    tokens = collate(processor, [sample])["input_ids"]
+    return int(tokens.ne(int(config.image_token_id)).sum())
 
 
 def _operations(cost: dict[str, Any] | None) -> dict[str, Any]:
