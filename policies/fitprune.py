@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from prunekit.errors import BudgetError, NeedsError
 from prunekit.keep import Keep
@@ -11,6 +16,9 @@ from prunekit.plan import Method, Shape, Stage
 from prunekit.policies.joint_attention import JointAttention
 
 __all__ = ["FitPrune"]
+
+_HALVINGS = 30
+"""Steps of the search for the bound: it ends within 1e-9."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,11 @@ class FitPrune(Method):
     Differs from the reference: the authors' code has fitted lists for LLaVA-1.5-7B, which are not part of prunekit. It
     removes tokens between a layer's attention and its MLP, here they go behind the layer: the other tokens' states are
     the same, and the layer's MLP runs on some more.
+
+    The authors fit (`statistical_analysis.py`) by running the model pruned, anew for every bound that they try: in each
+    sample go the tokens that are among the lowest by both masses, each compared with that of the unpruned model, and
+    the numbers are averaged; their FLOPs are those of visual tokens alone. Here the model runs once, unpruned
+    (`within`), and FLOPs are those of the whole prompt (`prunekit.fitting`).
     """
 
     deletions: tuple[int, ...] = ()
@@ -61,3 +74,84 @@ class FitPrune(Method):
             for layer, (before, count) in enumerate(zip(gone, self.deletions, strict=True))
             if count and layer + 1 < depth
         )
+
+    @classmethod
+    def within(
+        cls,
+        epsilon: float,
+        image: Float[Tensor, "layers samples visual"],
+        text: Float[Tensor, "layers samples visual"],
+        counts: Sequence[int],
+    ) -> FitPrune:
+        """The schedule that deletes as much as a bound on the lost attention allows, layer by layer.
+
+        From the first layer on, each deletes the tokens with the lowest scores, as many as it can: of the attention
+        that the tokens left there receive, the deleted ones may hold a share of `epsilon`, on average over the samples;
+        of that from visual tokens and of that from text, each. Deleted tokens stay deleted, and one token is always
+        left. Attention is that of the unpruned model: that tokens deleted before would have received does not count, as
+        if the softmax had given it to those left in equal proportion.
+
+        Args:
+            epsilon: the bound, 0 to 1.
+            image: attention that each visual token receives from visual tokens, behind every decoder layer but the
+                last, without pruning; up to a factor for each sample. What is beyond a sample's tokens is not read.
+            text: the same from the text after the image.
+            counts: visual tokens of each sample. The largest of them becomes `visual`; samples with fewer lose the
+                same share.
+        """
+        visual, sizes = max(counts), torch.tensor(counts, device=image.device)[:, None]
+        kept = torch.arange(1, visual + 1, device=image.device)
+        last = (kept * sizes // visual).clamp(min=1) - 1  # place of a sample's last token if `visual` keep so many
+        real = kept <= sizes
+        alive, left, deletions = real, visual, list[int]()
+        for masses in zip(image, text, strict=True):
+            scores = (masses[0] * masses[1]).masked_fill(~alive, -1.0).masked_fill(~real, -torch.inf)
+            order = scores.argsort(dim=1, descending=True, stable=True)  # as a stage does: ties to the first
+            near = torch.ones_like(kept, dtype=torch.bool)
+            for mass in masses:
+                held = mass.double().masked_fill(~alive, 0.0).gather(1, order).cumsum(1)
+                near &= 1 - (held / held[:, -1:]).gather(1, last).mean(0) <= epsilon
+            keep = int((~near).sum()) + 1  # at most `left`: keeping those loses nothing
+            alive = order.argsort(dim=1) <= last[:, keep - 1, None]
+            deletions.append(left - keep)
+            left = keep
+        return cls((*deletions, 0), visual)
+
+    @classmethod
+    def fit(
+        cls,
+        image: Float[Tensor, "layers samples visual"],
+        text: Float[Tensor, "layers samples visual"],
+        counts: Sequence[int],
+        saving: float,
+        saves: Callable[[FitPrune], float],
+    ) -> tuple[FitPrune, float]:
+        """The schedule of a low bound that saves enough, and this bound, by bisection.
+
+        What is saved need not grow with the bound everywhere: the bound is the lowest one up to such dents.
+
+        Args:
+            image: see `within`, like `text` and `counts`.
+            saving: wanted share of the dense cost.
+            saves: the share that a schedule saves.
+
+        Raises:
+            BudgetError: `saving` is not between 0 and 1, or beyond what deleting all tokens but one saves.
+        """
+        if not 0 < saving < 1:
+            raise BudgetError(f"saving={saving}: a share of the dense model's cost, above 0 and below 1.")
+        low, high = 0.0, 1.0
+        found = cls.within(high, image, text, counts)
+        if saves(found) < saving:
+            raise BudgetError(
+                f"saving={saving}: FitPrune cannot save that much; with these samples up to {saves(found):.4f} can be"
+                " reached. The first layer always runs on all tokens, and text is never deleted."
+            )
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            schedule = cls.within(middle, image, text, counts)
+            if saves(schedule) >= saving:
+                found, high = schedule, middle
+            else:
+                low = middle
+        return found, high

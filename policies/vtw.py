@@ -43,7 +43,7 @@ class VTW(Method):
 
     Args:
         layer: K; by default 15 of 32, the authors' choice for LLaVA-1.5-7B, at the same share of other depths.
-            `VTW.search` finds another one.
+            `VTW.search` finds another one; `prunekit fit MODEL --method VTW --threshold 0.99` runs it on a model.
 
     Differs from the reference: the authors search K on about 20 samples from layer 5 on; the threshold of their search
     is not known to us, and `search` asks for one.
@@ -67,6 +67,13 @@ class VTW(Method):
         return (Stage(f"decoder.{layer}", Withdraw()),)
 
     @staticmethod
+    def similarity(
+        whole: Float[Tensor, "samples dim"], withdrawn: Float[Tensor, "layers samples dim"]
+    ) -> Float[Tensor, " layers"]:
+        """Mean cosine of final states with and without withdrawal, for each layer that was tried; see `search`."""
+        return torch.nn.functional.cosine_similarity(withdrawn.float(), whole.float()[None], dim=-1).mean(1)
+
+    @staticmethod
     def search(
         whole: Float[Tensor, "samples dim"],
         withdrawn: Float[Tensor, "layers samples dim"],
@@ -84,7 +91,7 @@ class VTW(Method):
         Raises:
             BudgetError: no layer that was tried is near enough.
         """
-        near = torch.nn.functional.cosine_similarity(withdrawn.float(), whole.float()[None], dim=-1).mean(1)
+        near = VTW.similarity(whole, withdrawn)
         good = [number for number, value in enumerate(near.tolist()) if value >= threshold]
         if not good:
             raise BudgetError(

@@ -1,4 +1,4 @@
-"""The command line: `prunekit run`, `prunekit list`, `prunekit flops`, `prunekit new-policy`.
+"""The command line: `prunekit run`, `prunekit list`, `prunekit flops`, `prunekit fit`, `prunekit new-policy`.
 
 Mistakes of the user end with one message and exit code 2, Ctrl-C with 130; what a run has answered is never lost.
 """
@@ -12,7 +12,7 @@ from argparse import ArgumentParser as Plain
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -31,6 +31,7 @@ commands:
   run EXPERIMENT.yaml    compare methods at several budgets on one task
   list KIND              policies, models, tasks or experiments
   flops MODEL METHOD     operations of a prefill, by part
+  fit MODEL              FitPrune's schedule or VTW's layer for a model
   new-policy NAME        a policy, its test and its page to begin with
 
 Each has a --help of its own.
@@ -46,6 +47,7 @@ examples:
   prunekit run my.yaml --methods.STAR.init_args.layer 2
   prunekit list policies --compatible tiny
   prunekit flops tiny STAR FastV --budget 0.25
+  prunekit fit tiny --saving 0.5             prints a method for the YAML
 
 results:
   runs/DATE-NAME/, or the folder that --output names, with result.json,
@@ -92,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
-    commands = {"run": _run, "list": _list, "flops": _flops, "new-policy": _new_policy}
+    commands = {"run": _run, "list": _list, "flops": _flops, "fit": _fit, "new-policy": _new_policy}
     parser = Plain(
         prog="prunekit",
         usage="prunekit COMMAND ...",
@@ -225,6 +227,33 @@ def _flops(words: list[str]) -> int:
     chosen = _parse(parser, words)
     found = costs(chosen.model, chosen.methods, chosen.budget)
     print(json.dumps(found, indent=2)) if chosen.json else show(found)
+    return 0
+
+
+def _fit(words: list[str]) -> int:
+    from prunekit.fit_command import METHODS, Request, fitted
+
+    parser = ArgumentParser(
+        prog="prunekit fit",
+        description="Fit a method to a model on samples of a task; prints YAML for the methods of an experiment.",
+        exit_on_error=False,
+    )
+    parser.add_argument("model", type=str, help="tiny, a local folder, or a hub name.")
+    parser.add_argument("--method", type=str, default="FitPrune", help=f"One of {', '.join(METHODS)}.")
+    for name, kind, text in (
+        ("saving", float, "FitPrune: least share of the language model's prefill FLOPs to be saved, such as 0.5."),
+        ("threshold", float, "VTW: least mean cosine of the last token's final state to the whole model's."),
+        ("first", int, "VTW: the earliest layer to try; 5 if not given."),
+    ):
+        parser.add_argument(f"--{name}", type=kind | None, default=None, help=text)
+    parser.add_argument("--samples", type=int, default=Request.samples, help="Samples, spread evenly over the task.")
+    parser.add_argument(
+        "--task", type=str, default=Request.task, help="Not one you report results on. Development scenes if not given."
+    )
+    dtypes = Literal["float32", "bfloat16", "float16"]
+    parser.add_argument("--dtype", type=dtypes, default="float32", help="Type of the weights.")
+    parser.add_argument("--output", type=str | None, default=None, metavar="FILE", help="Write the YAML there, too.")
+    print(fitted(Request(**vars(_parse(parser, words)))), end="")
     return 0
 
 

@@ -20,9 +20,10 @@ from prunekit.errors import ConfigError, nearest
 from prunekit.evaluation._explain import explain
 from prunekit.evaluation.experiment import Experiment, MethodLike, resolved
 from prunekit.evaluation.scenes import Scenes  # noqa: F401  (its short name)
+from prunekit.evaluation.task import Task
 from prunekit.plugins import available_policies
 
-__all__ = ["experiment_parser", "load_experiment", "read_methods", "shipped_experiments"]
+__all__ = ["experiment_parser", "load_experiment", "read_methods", "read_task", "shipped_experiments"]
 
 
 def experiment_parser(**settings: Any) -> ArgumentParser:
@@ -61,6 +62,20 @@ def read_methods(texts: Sequence[str]) -> dict[str, MethodLike]:
         raw[name if name not in raw else f"{name} {len(raw) + 1}"] = value
     with _importable([Path.cwd()]):
         return _parse({"methods": raw, "task": "Scenes"}, (), Path("command line")).methods
+
+
+def read_task(text: str) -> Task:
+    """A task from YAML text such as `Scenes` or `{class_path: Scenes, init_args: {split: train}}`.
+
+    Raises:
+        ConfigError: it names no task.
+    """
+    try:
+        raw = {"methods": {"Random": "Random"}, "task": yaml.safe_load(text)}
+    except yaml.YAMLError:
+        raise ConfigError(f"task: {text!r} is no YAML.") from None
+    with _importable([Path.cwd()]):
+        return _parse(raw, (), Path("command line")).task
 
 
 def shipped_experiments() -> dict[str, Path]:
