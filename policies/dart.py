@@ -49,7 +49,10 @@ class DART(Method):
             raise PolicyError(f"DART(variant={self.variant!r}): allowed are {', '.join(_VARIANTS)}.{hint}")
         keep = Keep.of(self.keep)
         if self.variant == "released" and (keep.tokens is None or keep != Keep(tokens=keep.tokens)):
-            raise BudgetError(f"DART(keep={self.keep!r}, variant='released'): its budget is a number of tokens.")
+            raise BudgetError(
+                f"DART(keep={self.keep!r}, variant='released'): its budget is a number of tokens; of 576 visual tokens"
+                f" the nearest is keep={keep.tokens or keep.count(576)}."
+            )
 
     def stages(self, depth: int) -> tuple[Stage, ...]:
         site, keep, policy = f"decoder.{self.layer}", Keep.of(self.keep), Duplication(self.images, self.texts)

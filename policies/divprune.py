@@ -39,6 +39,11 @@ class DivPrune(Method):
     def stages(self, depth: int) -> tuple[Stage, ...]:
         if self.variant == "paper":
             return (Stage("input", Diversity(), Keep.of(self.keep)),)
-        if not isinstance(self.keep, float):
-            raise BudgetError(f"DivPrune(keep={self.keep!r}, variant='released'): its rounding is that of a share.")
-        return (Stage("input", Diversity(ratio=self.keep)),)
+        keep = Keep.of(self.keep)
+        if keep.ratio is None or keep != Keep(ratio=keep.ratio):
+            near = keep.ratio if keep.tokens is None else keep.tokens / 576
+            raise BudgetError(
+                f"DivPrune(keep={self.keep!r}, variant='released'): its rounding is that of a share; of 576 visual"
+                f" tokens the nearest is keep={near:.4g}."
+            )
+        return (Stage("input", Diversity(ratio=keep.ratio)),)

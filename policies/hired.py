@@ -108,7 +108,11 @@ class HiRED(Method):
     def __post_init__(self) -> None:
         keep = Keep.of(self.keep)
         if self.tiles and (keep.ratio is None or keep != Keep(ratio=keep.ratio)):
-            raise BudgetError(f"HiRED(keep={self.keep!r}, tiles=True): a share of all patches, such as 0.2.")
+            near = keep.tokens / (5 * 576) if keep.ratio is None and keep.tokens else keep.ratio
+            raise BudgetError(
+                f"HiRED(keep={self.keep!r}, tiles=True): its budget is a share of all patches; of five tiles of 576"
+                f" patches the nearest is keep={near:.4g}."
+            )
         if not 0 <= self.alpha <= 1:
             raise BudgetError(f"HiRED(alpha={self.alpha}): must be at least 0 and at most 1.")
 
