@@ -26,7 +26,7 @@ def random_tokens(
     dim: int = 8,
     needs: Needs | None = None,
     *,
-    text: int = 5,
+    text: int | tuple[int, ...] = 5,
     heads: int = 2,
     seed: int = 0,
     square: bool = False,
@@ -43,12 +43,16 @@ def random_tokens(
 
     needs = needs or Needs()
     batch, most = len(counts), max(counts)
+    texts = torch.tensor((text,) * batch if isinstance(text, int) else text)[:, None]
+    text = int(texts.max())
     source = torch.arange(most).expand(batch, -1)
     valid = source < torch.tensor(counts)[:, None]
     attention: dict[Rows | str, Tensor] = {}
     for rows in needs.attention:
         many = {"cls": 1, "last": 1, "visual": most, "image": most}.get(rows.queries, text)
         values = normal(batch, heads, many, most).masked_fill(~valid[:, None, None], -1e4).softmax(-1)
+        if rows.queries in ("text", "instruction"):  # the last rows are those of the text that there is
+            values = values * (torch.arange(text) >= text - texts)[:, None, :, None]
         values = (
             values if rows.reduce is None else values.mean(2).amax(1) if rows.reduce == "max" else values.mean((1, 2))
         )
@@ -73,10 +77,12 @@ def random_tokens(
         "states": states,
         "keys": normal(batch, heads, most, dim) if needs.keys is not None else None,
         "text": normal(batch, text, dim),
-        "text_valid": torch.ones(batch, text, dtype=torch.bool),
-        "question": (torch.arange(text) >= 2).expand(batch, -1),
+        "text_valid": torch.arange(text) < texts,
+        "question": (torch.arange(text) >= 2) & (torch.arange(text) < texts),
         "positions": torch.where(valid, source + 2, -1),
-        "text_positions": torch.cat([torch.arange(2), torch.arange(2 + most, most + text)]).expand(batch, -1),
+        "text_positions": torch.cat([torch.arange(2), torch.arange(2 + most, most + text)]).where(
+            torch.arange(text) < texts, -1
+        ),
         "patches": torch.stack([source // TILE, source % TILE], -1).masked_fill(~valid[..., None], -1),
         "grid": grid,
         "per_image": size or (most if len(set(counts)) == 1 else None),
@@ -90,22 +96,25 @@ def random_tokens(
 
 def row(tokens: VisualTokens, number: int) -> VisualTokens:
     """One row as it would be alone, without padding."""
-    count = tokens.counts[number]
+    assert tokens.text_valid is not None
+    count, words = tokens.counts[number], int(tokens.text_valid[number].sum())
 
-    def cut(value: Any, axis: int | None) -> Any:
+    def cut(value: Any, axis: int | None, size: int = count) -> Any:
         if value is None:
             return None
         value = value[number : number + 1]
-        return value if axis is None else value.narrow(axis, 0, count)
+        return value if axis is None else value.narrow(axis, 0, size)
 
-    attention = {
-        rows: cut(value, value.ndim - 1).narrow(2, 0, count)
-        if value.ndim == 4 and rows_of(rows) in ("visual", "image")
-        else cut(value, value.ndim - 1)
-        for rows, value in tokens.attention.items()
-    }
+    def rows_of(rows: Rows | str, value: Tensor) -> Tensor:
+        value = cut(value, value.ndim - 1)
+        if value.ndim < 4:
+            return value
+        many = {"cls": 1, "last": 1, "visual": count, "image": count}.get(getattr(rows, "queries", str(rows)), words)
+        return value[:, :, :many] if many == count else value[:, :, value.shape[2] - many :]
+
     states = {
-        wanted: cut(value, value.ndim - 2 if wanted.of == "visual" else None) for wanted, value in tokens.states.items()
+        wanted: cut(value, value.ndim - 2, {"visual": count, "text": words, "cls": 1}[wanted.of])
+        for wanted, value in tokens.states.items()
     }
     return replace(
         tokens,
@@ -114,14 +123,14 @@ def row(tokens: VisualTokens, number: int) -> VisualTokens:
         valid=cut(tokens.valid, 1),
         total=tokens.total[number : number + 1],
         counts=tokens.counts[number : number + 1],
-        attention=attention,
+        attention={rows: rows_of(rows, value) for rows, value in tokens.attention.items()},
         states=states,
         keys=cut(tokens.keys, 2),
-        text=cut(tokens.text, None),
-        text_valid=cut(tokens.text_valid, None),
-        question=cut(tokens.question, None),
+        text=cut(tokens.text, 1, words),
+        text_valid=cut(tokens.text_valid, 1, words),
+        question=cut(tokens.question, 1, words),
         positions=cut(tokens.positions, 1),
-        text_positions=cut(tokens.text_positions, None),
+        text_positions=cut(tokens.text_positions, 1, words),
         patches=cut(tokens.patches, 1),
         images=tokens.images and tokens.images[number : number + 1],
         alive=tokens.alive and tokens.alive[number : number + 1],
@@ -166,10 +175,6 @@ def best(scores: list[float], count: int, among: Iterable[int] | None = None) ->
     """Positions of the `count` highest scores, ascending; ties go to the first."""
     places = range(len(scores)) if among is None else among
     return sorted(sorted(places, key=lambda i: (-scores[i], i))[:count])
-
-
-def rows_of(rows: Rows | str) -> str:
-    return rows if isinstance(rows, str) else rows.queries
 
 
 def meta(tokens: VisualTokens) -> VisualTokens:

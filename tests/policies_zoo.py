@@ -117,8 +117,13 @@ class Tokens:
     def __init__(
         self, subject: Subject, counts: tuple[int, ...], grid: tuple[int, int] | None = None, seed: int = 0
     ) -> None:
+        texts = tuple(6 - number % 3 for number in range(len(counts)))
         self.whole = [
-            near(random_tokens(counts, needs=stage.policy.needs, grid=grid, seed=100 * seed + number, heads=3))
+            near(
+                random_tokens(
+                    counts, needs=stage.policy.needs, grid=grid, seed=100 * seed + number, heads=3, text=texts
+                )
+            )
             for number, stage in enumerate(subject.stages)
         ]
 
