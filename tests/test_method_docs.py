@@ -151,7 +151,7 @@ def test_tables_are_whole(part: str) -> None:
 
 def test_results_of_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows of a stored run of all methods; nothing where none is stored."""
-    pages: Any = script("docs/hooks/methods.py")
+    pages: Any = script("docs/hooks/method_results.py")
     stored = json.loads((ROOT / "benchmarks/results/quickstart.json").read_text(encoding="utf-8"))
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     assert pages.results("FastV") == ""
@@ -163,6 +163,22 @@ def test_results_of_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         *["| FastV"] * len(stored["experiment"]["budgets"]),
     ]
     assert pages.results("PruMerge") == ""
+
+
+def test_cost_of_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `benchmarks/scoring.py` writes it; nothing where nothing is stored."""
+    pages: Any = script("docs/hooks/method_results.py")
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    assert pages.scoring("FastV") == ""
+    timed = {"method": "FastV", "visual_tokens": 576, "macs": 25e7, "share_of_dense": 0.0125, "ms": 3.21}
+    refused = {"method": "FastV", "visual_tokens": 2880, "macs_refused": "why", "time_refused": "why"}
+    stored = {"rows": [timed, refused, timed | {"method": "VTW"}], "hardware": {"cpu": "a CPU"}, "threads": 2}
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    (tmp_path / "benchmarks/results/scoring.json").write_text(json.dumps(stored))
+    _, _, *rows, _, where = pages.scoring("FastV").splitlines()
+    assert rows == ["| 576 | 0.25 G | 1.25 % | 3.2 |", "| 2880 |  |  |  |"]
+    assert where.startswith("a CPU, 2 threads")
+    assert pages.scoring("STAR") == ""
 
 
 def test_every_combinator_is_shown_in_both_languages() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from dataclasses import MISSING, fields
 from typing import Any
 
 import yaml
 from method_facts import BY_DATA, SHAPE, VISUAL, Facts, case_row, found, left, methods, reads, support
-from page_parts import ROOT, code, script, table, yes
+from method_results import results, scoring
+from page_parts import code, table, yes
 
 TYPES = {
     "int": "number",
@@ -154,27 +154,6 @@ def _where(facts: Facts) -> str:
             refused.setdefault(answers[facts.name].reason, []).extend(families)
     text = f"Families whose tiny random model it attaches to: {code(sorted(able))}."
     return text + "".join(f"\n\nNot on {code(sorted(names))}: {reason}" for reason, names in refused.items())
-
-
-def results(name: str) -> str:
-    """Rows of `prunekit run zoo`; nothing where it was not stored."""
-    path = ROOT / "benchmarks/results/zoo.json"
-    if not path.is_file():
-        return ""
-    result, tables = json.loads(path.read_text(encoding="utf-8")), script("benchmarks/update_readme.py")
-    own = {"dense"} | {
-        key
-        for key, method in result["experiment"]["methods"].items()
-        if isinstance(method, dict) and method["class_path"].rpartition(".")[2] == name
-    }
-    rows = [tables.row(method) for method in result["methods"] if method["name"] in own]
-    head = ["Method", "Budget", "Tokens per layer", "At the end", "Accuracy, %", "FLOPs", "Prefill, ms"]
-    return table(head, rows) if len(rows) > 1 else ""
-
-
-def scoring(name: str) -> str:
-    """What scoring costs; nothing where it was not stored."""
-    return ""
 
 
 def _public(cls: type) -> bool:
