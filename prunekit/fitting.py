@@ -72,11 +72,26 @@ class Search:
     samples: int
 
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What is remembered of a batch at one layer.
+
+    Attributes:
+        received: attention that each visual token receives, by row set of `JointAttention`, [batch, visual] on the CPU.
+        visual: visual tokens of each row.
+        text: other tokens of each row.
+    """
+
+    received: tuple[Tensor, ...]
+    visual: tuple[int, ...]
+    text: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Watch(PruningPolicy):
-    """Keep everything, and show it to someone."""
+    """Keep everything, and tell what visual tokens receive."""
 
-    show: Callable[[VisualTokens], None]
+    tell: Callable[[Reading], None]
 
     needs = Needs(JointAttention.needs.attention, text=True)
     needs_keep = False
@@ -86,7 +101,9 @@ class Watch(PruningPolicy):
         return total
 
     def select(self, tokens: VisualTokens, keep: Keep | None) -> Selection:
-        self.show(tokens)
+        assert tokens.text_valid is not None  # it is needed
+        received = tuple(tokens.attention[rows].cpu() for rows in self.needs.attention)
+        self.tell(Reading(received, tokens.total, tuple(tokens.text_valid.sum(1).tolist())))
         return Selection.everything(tokens)
 
 
@@ -109,21 +126,20 @@ def fit_schedule(model: nn.Module, batches: Batches, saving: float) -> Fit:
     if not 0 < saving < 1:
         raise BudgetError(f"saving={saving}: a share of the dense model's cost, above 0 and below 1.")
     depth, costs = adapter_for(model).depth, None
-    seen: list[list[VisualTokens]] = [[] for _ in range(depth - 1)]  # by layer, then by batch
-    stages = [Stage(f"decoder.{i + 1}", Watch(shown.append)) for i, shown in enumerate(seen)]
+    seen: list[list[Reading]] = [[] for _ in range(depth - 1)]  # by layer, then by batch
+    stages = [Stage(f"decoder.{i + 1}", Watch(readings.append)) for i, readings in enumerate(seen)]
     for inputs in batches:
         _run(model, inputs, stages)
         if costs is None and seen[0]:
-            costs = Costs.measure(model, inputs, seen[0][-1].total, _text_tokens(seen[0][-1]))
+            costs = Costs.measure(model, inputs, seen[0][-1].visual, seen[0][-1].text)
     if costs is None:
         raise DataError("no sample has visual tokens: there is nothing to fit a schedule on.")
-    counts = [number for tokens in seen[0] for number in tokens.total]
-    texts = [number for tokens in seen[0] for number in _text_tokens(tokens)]
-    used = [number for number, total in enumerate(counts) if total]
-    counts, texts = [counts[number] for number in used], [texts[number] for number in used]
+    rows = [pair for reading in seen[0] for pair in zip(reading.visual, reading.text, strict=True)]
+    used = [number for number, (visual, _) in enumerate(rows) if visual]
+    counts, texts = [rows[number][0] for number in used], [rows[number][1] for number in used]
     image, text = (
-        torch.stack([_rows([tokens.attention[rows] for tokens in layer], max(counts))[used] for layer in seen])
-        for rows in JointAttention.needs.attention
+        torch.stack([_rows([reading.received[which] for reading in layer], max(counts))[used] for layer in seen])
+        for which in range(2)
     )
     if not (image.isfinite().all() and text.isfinite().all()):
         raise DataError("a sample has no text after its image, whose attention the schedule is fitted on.")
@@ -164,11 +180,11 @@ def search_layer(model: nn.Module, batches: Batches, threshold: float, first: in
         raise BudgetError(f"threshold={threshold}: a mean cosine, above 0 and at most 1.")
     whole, withdrawn = list[Tensor](), list[Tensor]()
     for inputs in batches:
-        shown: list[VisualTokens] = []
-        state = _run(model, inputs, [Stage("decoder.1", Watch(shown.append))])
-        if not shown:
+        readings: list[Reading] = []
+        state = _run(model, inputs, [Stage("decoder.1", Watch(readings.append))])
+        if not readings:
             continue
-        used = [number for number, total in enumerate(shown[0].total) if total]
+        used = [number for number, visual in enumerate(readings[0].visual) if visual]
         whole.append(state[used])
         withdrawn.append(torch.stack([_run(model, inputs, VTW(i).stages(depth))[used] for i in range(first, depth)]))
     if not whole:
@@ -194,11 +210,6 @@ def _run(model: nn.Module, inputs: Mapping[str, Any], stages: Iterable[Stage]) -
         return last[:, -1]
     padding = mask.flip(1).argmax(1)  # at the right
     return last[torch.arange(len(last), device=last.device), last.shape[1] - 1 - padding]
-
-
-def _text_tokens(tokens: VisualTokens) -> list[int]:
-    assert tokens.text_valid is not None  # `Watch` needs it
-    return tokens.text_valid.sum(1).tolist()
 
 
 def _rows(parts: list[Tensor], visual: int) -> Float[Tensor, "samples visual"]:
