@@ -19,6 +19,7 @@ __all__ = ["RATIOS", "compared", "described", "family", "head_outputs"]
 
 RATIOS = (
     "ratio_to_ideal",
+    "unscored_ratio_to_ideal",
     "decode_ratio_to_ideal",
     "layers_ratio_to_ideal",
     "layers_decode_ratio_to_ideal",
@@ -53,8 +54,8 @@ def family(name: str, options: argparse.Namespace) -> dict[str, Any]:
         found["ways"] = {
             short: described(way, times, memory) for way, short in own.items() if short not in ("dense", "front")
         }
-        found["ratios"] = compared((prefill, decode))
         found["scoring_ms"] = scoring_ms(prompt, plan(each, options.keep, prompt.images, prompt.adapter.depth), options)
+        found["ratios"] = compared((prefill, decode), found["scoring_ms"] / 1000)
     shape = {"hidden": options.hidden, "layers": prompt.adapter.depth, "prompt": prompt.length, "visual": prompt.images}
     shape["parameters"] = sum(weight.numel() for weight in prompt.model.parameters())
     return {"shape": shape} | {way: described(way, times, memory) for way in ("dense", "front")} | {"plans": plans}
@@ -109,7 +110,7 @@ def scoring_ms(prompt: Prompt, items: tuple[Stage | Method, ...], options: argpa
     taken: list[float] = []
     way = Pruned(prompt, tuple(replace(each, policy=Clocked(each.policy, options, taken)) for each in stages))
     with way.ready():
-        for _ in range(4):
+        for _ in range(3):
             way.prefill()
     way.cache = None
     runs = [sum(taken[start : start + len(stages)]) for start in range(len(stages), len(taken), len(stages))]
@@ -144,12 +145,18 @@ def without_front(times: Times, way: str) -> list[float]:
     return [whole - front for whole, front in zip(times[way], times["front"], strict=True)]
 
 
-def compared(times: tuple[Times, Times]) -> dict[str, dict[str, float]]:
-    """The ratios of one plan; `layers_...` are those without what the model does before its first layer."""
+def compared(times: tuple[Times, Times], scoring: float | None = None) -> dict[str, dict[str, float]]:
+    """The ratios of one plan.
+
+    `layers_...` are those without what the model does before its first layer; `unscored_...`, where `scoring` is given,
+    without those seconds of a prefill in which policies score and select.
+    """
     found: dict[str, dict[str, float]] = {}
     for prefix, kind in zip(("", "decode_"), times, strict=True):
         if "ideal" in kind:
             found[f"{prefix}ratio_to_ideal"] = paired(kind["pruned"], kind["ideal"])
+            if scoring is not None and not prefix:
+                found["unscored_ratio_to_ideal"] = paired([each - scoring for each in kind["pruned"]], kind["ideal"])
             found[f"layers_{prefix}ratio_to_ideal"] = paired(*(without_front(kind, way) for way in ("pruned", "ideal")))
         found[f"{prefix}speedup_over_dense"] = paired(kind["dense"], kind["pruned"])
         if "usual" in kind and not prefix:

@@ -23,16 +23,15 @@ WEIGHED = (1, 2, 3, 5)
 
 def scaling(options: argparse.Namespace) -> dict[str, Any]:
     """All ways at two numbers of tokens, and the memory of the scoring layer at four."""
-    wide = options.hidden if options.quick else 1024
-    deep = options.layers if options.quick else 12
     return {
-        "times": [timed(images, wide, deep, options) for images in TIMED],
+        "times": [timed(images, options) for images in TIMED],
         "memory": memory_of_scoring(WEIGHED, options.side, options.hidden // 2, options),
     }
 
 
-def timed(images: int, hidden: int, layers: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Four ways to run one prompt of some images, of which `keep` tokens are kept before layer 2."""
+def timed(images: int, options: argparse.Namespace) -> dict[str, Any]:
+    """All ways to run one prompt of some images, of which `keep` tokens are kept before layer 2."""
+    hidden, layers = options.hidden, options.layers
     prompt = a_prompt(images, options.side, hidden, layers, options, options.tokens + 1)
     pruned = Pruned(prompt, plan("decoder", options.keep, prompt.images, layers))
     kept = pruned.kept()

@@ -66,12 +66,13 @@ def medians(found: dict[str, Any], plan: str, ratio: str) -> Iterator[tuple[floa
 
 def summary(found: dict[str, Any], plans: list[str]) -> str:
     """One line a plan: medians over families, and the family in which pruning costs most."""
-    head = ["Plan", "Families", "Prefill, pruned / ideal", "Highest", "Token, pruned / ideal", "Highest"]
+    head = ["Plan", "Families", "Prefill, pruned / ideal", "Highest", "Without scoring", "Highest"]
+    head += ["Token, pruned / ideal", "Highest"]
     head += ["Prefill, dense / pruned", "Prefill, usual / pruned"]
     rows = []
     for plan in plans:
         row = [plan, str(len(found))]
-        for ratio in ("ratio_to_ideal", "decode_ratio_to_ideal"):
+        for ratio in ("ratio_to_ideal", "unscored_ratio_to_ideal", "decode_ratio_to_ideal"):
             values = list(medians(found, plan, ratio))
             row += (
                 [f"{median(value for value, _ in values):.3f}", "{:.3f} ({})".format(*max(values))]

@@ -168,7 +168,7 @@ class Ideal(Variant):
         hidden = self.front(partial(self.model, **self.prompt.sent, use_cache=True))
         for index, layer in enumerate(self.layers):
             hidden = self.layer(index, layer, hidden)
-        return self.logits(hidden[:, -1:])
+        return self.logits(hidden)
 
     def new_cache(self) -> DynamicCache:
         """An empty cache, in which layers that hold a part of the columns forget none of them."""
@@ -193,9 +193,9 @@ class Ideal(Variant):
         return self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What the head makes of the last layer's states, before any scaling."""
+        """What the head makes of the last position, before any scaling; the norm reads all, as the model has it."""
         norm = self.recording.norm
-        return self.head(hidden if norm is None else norm(hidden))  # type: ignore[misc]
+        return self.head((hidden if norm is None else norm(hidden))[:, -1:])  # type: ignore[misc]
 
 
 class Usual(Ideal):

@@ -90,8 +90,9 @@ class PrunedLayer(DynamicLayer):
                 " it. Continue inside a session with the same stages, or start with a new cache."
             )
         if self.pending is None:  # nothing was announced: plain new tokens
-            self.tail += int(key_states.shape[-2])
-            self.seen += int(key_states.shape[-2])
+            new = int(key_states.shape[-2])
+            self.tail += new
+            self.seen += new
         else:
             self.columns, self.tail = self.cut(self.pending, key_states.device), 0
             self.seen += self._length

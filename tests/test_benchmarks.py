@@ -173,11 +173,12 @@ def test_paired_ratios(modules: Any) -> None:
     assert ratio["high"] <= 20.0
 
 
-def test_ratios_without_the_front(modules: Any) -> None:
+def test_ratios_without_the_front_and_without_scoring(modules: Any) -> None:
     times = {"dense": [8.0], "front": [1.0], "pruned": [4.0], "ideal": [3.0]}
-    ratios = modules("comparison").compared((times, times))
+    ratios = modules("comparison").compared((times, times), scoring=0.5)
     assert {name: ratio["median"] for name, ratio in ratios.items()} == {
         "ratio_to_ideal": 4 / 3,
+        "unscored_ratio_to_ideal": 7 / 6,
         "layers_ratio_to_ideal": 1.5,
         "speedup_over_dense": 2.0,
         "decode_ratio_to_ideal": 4 / 3,
