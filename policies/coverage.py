@@ -64,7 +64,8 @@ class Coverage(PruningPolicy):
         weight = tokens.attention["cls"].float() ** self.alpha if self.alpha else torch.ones_like(similar[:, 0])
         covered = torch.zeros_like(weight)
         free = valid
-        picks, slack = [], torch.zeros_like(weight[:, :1])
+        picks: list[Tensor] = []
+        slack = torch.zeros_like(weight[:, :1])
         for _ in range(max(tokens.budget(keep))):
             gain = (similar - covered[..., None]).clamp(min=0).sum(1) * weight  # [batch, candidates]
             gain = gain.masked_fill(~free, LEAST)
