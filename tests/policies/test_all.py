@@ -13,7 +13,7 @@ from policies_zoo import SUBJECTS, Subject, Tokens, run
 from torch import Tensor
 
 from prunekit import Method, PruningPolicy, ScoringPolicy, policies
-from prunekit.errors import PrunekitError, ScoresError, UnsupportedInputError
+from prunekit.errors import PolicyError, PrunekitError, ScoresError, UnsupportedInputError
 from prunekit.selection import merged
 
 LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[int, int] | None]] = {
@@ -195,6 +195,27 @@ def test_no_grid(name: str) -> None:
     subject = SUBJECTS[name]
     with pytest.raises(UnsupportedInputError, match="grid"):
         run(subject, Tokens(subject, *LAYOUTS["ragged"]))
+
+
+BY_IMAGE = {"Norm", "Random", "PerImage", "UniformGrid", "AveragePooling", "Downsampling", "STAR", "Oracle"}  # some
+
+
+@pytest.mark.parametrize("name", [name for name, subject in SUBJECTS.items() if subject.stages[0].keep])
+def test_a_budget_for_every_image(name: str) -> None:
+    """It is met, or refused by name where a sample has several images; with one image it is that of the sample."""
+    first = SUBJECTS[name].stages[0]
+    by_sample, by_image = (Subject((replace(first, keep=replace(first.keep, per=per)),)) for per in ("sample", "image"))
+    one = Tokens(by_sample, *LAYOUTS["images"])
+    (_, expected, _), (_, found, _) = run(by_sample, one)[0], run(by_image, one)[0]
+    assert torch.equal(found.kept, expected.kept)
+    if by_image.inside:
+        return  # a row is an image
+    refused = ""
+    try:
+        run(by_image, Tokens(by_image, *LAYOUTS["samples"]))
+    except PolicyError as error:
+        refused = str(error)
+    assert not refused or ("knows budgets per sample only" in refused and base(name) not in BY_IMAGE)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
