@@ -14,7 +14,7 @@ from prunekit._call import Call, Sent, merge, text_columns
 from prunekit._replay import Replay
 from prunekit._vision import Select, VisionSide
 from prunekit.adapter import ModelAdapter
-from prunekit.errors import UnsupportedInputError
+from prunekit.errors import NeedsError, UnsupportedInputError
 from prunekit.plan import Plan
 from prunekit.selection import Selection
 from prunekit.sequence import first_columns, gather
@@ -148,7 +148,11 @@ class Stages:
                 norm = self.adapter.final_norm
                 states[wanted] = norm(visual if wanted.of == "visual" else fields["text"])
             elif wanted.kind == "embedding":
-                assert call.embeds is not None
+                if call.embeds is None:
+                    raise NeedsError(
+                        f"{type(stage.policy).__name__} at {stage.site!r} reads the embeddings that enter the language"
+                        f" model; that of {type(self.adapter.model).__name__} is given token ids and makes them itself."
+                    )
                 place = origin if wanted.of == "visual" else sequence.origin.gather(1, text)
                 states[wanted] = gather(call.embeds, place)
         if needs.patches:
