@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunekit.adapter import adapter_for
 from prunekit.budget import tokens_per_layer
-from prunekit.errors import BudgetError, DataError, PruningWarning, SiteError
+from prunekit.errors import BudgetError, DataError, PruningWarning, ScoresError, SiteError
 from prunekit.flops import count
 from prunekit.keep import Keep
 from prunekit.needs import Needs
@@ -120,7 +120,9 @@ def fit_schedule(model: nn.Module, batches: Batches, saving: float) -> Fit:
 
     Raises:
         BudgetError: `saving` is out of reach, or no share.
-        DataError: there is no sample with visual tokens, or no text after the image.
+        DataError: there is no sample with visual tokens.
+        NeedsError: a sample has no text after its image.
+        ScoresError: attention is not finite.
         UnsupportedModelError: no supported family, or attention whose cost cannot be counted.
     """
     if not 0 < saving < 1:
@@ -142,7 +144,7 @@ def fit_schedule(model: nn.Module, batches: Batches, saving: float) -> Fit:
         for which in range(2)
     )
     if not (image.isfinite().all() and text.isfinite().all()):
-        raise DataError("a sample has no text after its image, whose attention the schedule is fitted on.")
+        raise ScoresError("the attention of this model is not finite: load it in another type, such as float32.")
 
     def cost(method: FitPrune | None) -> float:
         levels = {n: (n,) * depth if method is None else tokens_per_layer(method, n, depth) for n in set(counts)}

@@ -15,7 +15,7 @@ from snapshots import differences, snapshot
 from torch import Tensor
 
 from prunekit import Keep, Stage, flops, prune
-from prunekit.errors import BudgetError, DataError, SiteError
+from prunekit.errors import BudgetError, DataError, NeedsError, ScoresError, SiteError
 from prunekit.evaluation import Scenes, load_experiment
 from prunekit.evaluation.data import collate
 from prunekit.fitting import Costs, fit_schedule, search_layer
@@ -189,6 +189,28 @@ def test_text_alone_is_nothing_to_fit_on() -> None:
     assert differences(before, snapshot(model)) == []
     mixed = fit_schedule(model, [text, *inputs], 0.5)
     assert mixed == fit_schedule(model, inputs, 0.5)
+
+
+def test_text_must_follow_the_image() -> None:
+    model, inputs = bundled()
+    end = int((inputs[0]["input_ids"][0] == model.config.image_token_id).nonzero().max()) + 1
+    cut = {name: value if name == "pixel_values" else value[:, :end] for name, value in inputs[0].items()}
+    with pytest.raises(NeedsError, match="text after the image"):
+        fit_schedule(model, [cut], 0.5)
+
+
+def test_attention_must_be_finite() -> None:
+    model = subject("llava", "sdpa")
+    inputs = model.make_inputs()
+    with torch.no_grad():
+        weight = model.model.get_submodule(model.family.decoder_layers)[0].self_attn.q_proj.weight
+        kept = weight.clone()
+        try:
+            weight.fill_(float("nan"))
+            with pytest.raises(ScoresError, match="not finite"):
+                fit_schedule(model.model, [inputs], 0.5)
+        finally:
+            weight.copy_(kept)
 
 
 def test_nothing_is_left_after_a_failure() -> None:
