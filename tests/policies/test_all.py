@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from policies_common import meta, positions
 from policies_zoo import SUBJECTS, Subject, Tokens, run
 from torch import Tensor
 
-from prunekit import Method, PruningPolicy, ScoringPolicy, policies
+from prunekit import Keep, Method, PruningPolicy, ScoringPolicy, Stage, VisualTokens, policies
 from prunekit.errors import PolicyError, PrunekitError, ScoresError, UnsupportedInputError
 from prunekit.selection import merged
 
@@ -235,28 +235,57 @@ class Waited(Exception):
     """A value was read."""
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
-def test_nothing_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`select` reads no value, on the CPU and without values at all, unless the policy says so."""
-    subject = SUBJECTS[name]
-    tokens = Tokens(subject, *LAYOUTS["images" if subject.inside else "samples"])
-    seen = [tokens for tokens, _, _ in run(subject, tokens)]
+def waits(stage: Stage, tokens: VisualTokens) -> bool:
+    """Whether a policy reads a value, where that is noticed."""
 
     def wait(*args: Any, **kwargs: Any) -> None:
         raise Waited
 
-    for stage, tokens_of in zip(subject.stages, seen, strict=True):
-        tokens_of.memory.clear()
-        waits = stage.policy.waits and stage.keep is None
-        with monkeypatch.context() as patch:
-            for reader in READERS:
-                patch.setattr(Tensor, reader, wait)
-            if waits:
-                with pytest.raises(Waited):
-                    stage.policy.select(tokens_of, stage.keep)
-            else:
-                stage.policy.select(tokens_of, stage.keep)
-        if not waits:
-            selection = stage.policy.select(meta(replace(tokens_of)), stage.keep)
+    with pytest.MonkeyPatch.context() as patch:
+        for reader in READERS:
+            patch.setattr(Tensor, reader, wait)
+        try:
+            stage.policy.select(replace(tokens, memory={}), stage.keep)
+        except Waited:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_nothing_is_read(name: str) -> None:
+    """`select` reads no value, on the CPU and without values at all, unless the policy says so."""
+    subject = SUBJECTS[name]
+    tokens = Tokens(subject, *LAYOUTS["images" if subject.inside else "samples"])
+    for stage, (seen, _, _) in zip(subject.stages, run(subject, tokens), strict=True):
+        declared = stage.policy.waits and stage.keep is None
+        assert waits(stage, seen) == declared
+        if not declared:
+            selection = stage.policy.select(meta(replace(seen, memory={})), stage.keep)
             assert selection.kept.is_meta
-            assert merged(meta(tokens_of).hidden, selection).is_meta
+            assert merged(meta(seen).hidden, selection).is_meta
+
+
+@dataclass(frozen=True)
+class Wrong(ScoringPolicy):
+    """A policy with a mistake."""
+
+    mistake: str
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        norm = tokens.hidden.norm(dim=-1)
+        if self.mistake == "mean of the batch":
+            return (norm - norm.mean()).abs()
+        if self.mistake == "padding":
+            return (norm - norm.mean(1, keepdim=True)).abs()
+        return norm if norm.amax().item() > 0 else -norm
+
+
+@pytest.mark.parametrize("mistake", ["mean of the batch", "padding"])
+def test_a_row_that_depends_on_others_is_noticed(mistake: str) -> None:
+    subject = Subject((Stage("input", Wrong(mistake), Keep(ratio=0.4)),))
+    assert gap(subject, Tokens(subject, *LAYOUTS["ragged"])) == float("inf")
+
+
+def test_a_read_is_noticed() -> None:
+    subject = Subject((Stage("input", Wrong("read"), Keep(ratio=0.4)),))
+    assert waits(subject.stages[0], Tokens(subject, *LAYOUTS["images"]).whole[0])
