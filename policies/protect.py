@@ -20,7 +20,8 @@ __all__ = ["Protect"]
 class Protect(ScoringPolicy):
     """Keep the tokens of a region whatever they score, and spend the rest of the budget by another policy.
 
-    Where the region has more tokens than the budget, the best of them stay.
+    Where the region has more tokens than the budget, the best of them stay. Tokens that score alike count by their
+    order, all of them included: the region is a ranking by itself.
 
     Args:
         policy: scores the tokens.
