@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit._call import Sent
-from prunekit.errors import UnsupportedInputError
+from prunekit.errors import PruningWarning, UnsupportedInputError
 
-__all__ = ["check_counts", "explain_positions", "wrap"]
+__all__ = ["check_counts", "explain_positions", "sends_images", "warn_dense", "wrap"]
+
+PIXELS = (
+    "pixel_values",
+    "image_pixel_values",
+    "image_patches",
+    "image_embeds",
+    "image_features",
+    "image_hidden_states",
+    "video_embeds",
+)
+
+
+def sends_images(inputs: dict[str, Any]) -> bool:
+    """Whether pixels or features are among what a model is given."""
+    return any(name.startswith(PIXELS) and value is not None for name, value in inputs.items())
+
+
+def warn_dense(placeholders: Iterable[Tensor | None]) -> None:
+    """Say that nothing is pruned in a prompt with these placeholders, [batch, length] each, and without images."""
+    held = sum(int(each.sum()) for each in placeholders if each is not None)
+    why = f"its {held} placeholders were given no images" if held else "there are no visual tokens to prune"
+    warnings.warn(f"A prompt without images runs dense: {why}.", PruningWarning, 3)
 
 
 def check_counts(sent: Sent, kind: str, sizes: tuple[int, ...] | None, total: int) -> None:

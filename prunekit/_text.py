@@ -9,7 +9,6 @@ model and its layers.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -22,7 +21,7 @@ from prunekit._adapter import ModelAdapter
 from prunekit._align import Layers, images_of, spread
 from prunekit._call import Call, Sent, text_columns, text_rows
 from prunekit._decoder import Decoder
-from prunekit._placeholders import check_counts, explain_positions
+from prunekit._placeholders import check_counts, explain_positions, sends_images, warn_dense
 from prunekit._replay import Replay
 from prunekit._stages import Stages
 from prunekit._vision import VisionSide
@@ -30,7 +29,6 @@ from prunekit.attention import attention_rows, look_ahead, tap
 from prunekit.cache import PrunedLayer, new_columns, set_running
 from prunekit.errors import (
     NeedsError,
-    PruningWarning,
     UnsupportedCacheError,
     UnsupportedInputError,
     UnsupportedModelError,
@@ -41,16 +39,6 @@ from prunekit.sequence import Sequence, gather, scatter
 from prunekit.trace import cost_scope
 
 __all__ = ["TextSide"]
-
-PIXELS = (
-    "pixel_values",
-    "image_pixel_values",
-    "image_patches",
-    "image_embeds",
-    "image_features",
-    "image_hidden_states",
-    "video_embeds",
-)
 
 
 class TextSide:
@@ -113,7 +101,7 @@ class TextSide:
         self.holes = set_running(kwargs.get("past_key_values"), True)
         self.vision.accept(encoded)
         self.sent, self.given = None, kwargs
-        if encoded or any(name.startswith(PIXELS) and value is not None for name, value in kwargs.items()):
+        if encoded or sends_images(kwargs):
             self.sent = Sent.read(*self._placeholders(kwargs), kwargs.get("attention_mask"), kwargs.get("input_ids"))
             for each in self.vision.encoded.values():
                 self._check_counts(each)
@@ -179,13 +167,7 @@ class TextSide:
                 )
             if not base and not self.warned:
                 self.warned = True
-                held = (
-                    0
-                    if given is None
-                    else sum(int(each.sum()) for each in self._placeholders(given) if each is not None)
-                )
-                why = f"its {held} placeholders were given no images" if held else "there are no visual tokens to prune"
-                warnings.warn(f"A prompt without images runs dense: {why}.", PruningWarning, 2)
+                warn_dense(() if given is None else self._placeholders(given))
             return
         self._begin(call, call.sent, embeds, kwargs)
 
