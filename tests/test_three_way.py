@@ -18,14 +18,17 @@ from transformers import AutoConfig, AutoModel
 
 from prunekit import Keep, Stage, prune
 from prunekit._closed_form import TEXT
+from prunekit.adapter import adapter_for
 from prunekit.budget import tokens_per_layer
+from prunekit.budget.scorers import scorers
 from prunekit.closed_form import Decoder, Encoder, closed_form
 from prunekit.errors import UnsupportedInputError, UnsupportedModelError
 from prunekit.flops import Cost, count
-from prunekit.plan import Site
+from prunekit.plan import Plan, Site
 from prunekit.policies import STAR, Random, UniformGrid
 from prunekit.trace import TraceRecord
 
+DECIDING = ("prumerge-adaptive", "prumerge-plus")
 UNKNOWN = ("fast_vlm", "perception_lm")  # encoders of timm
 PIXELS = ("pixel_values", "pixel_values_videos")
 GRIDS = ("image_grid_thw", "video_grid_thw")
@@ -193,6 +196,15 @@ def test_methods(method: str) -> None:
     levels, encoder = left(model, trace)
     text = inputs["input_ids"].shape[1] - 36
     compare(cost, closed_form(model.model, levels, text, encoder=encoder))
+    shape, config = adapter_for(model.model).shape, model.model.config
+    language, eyes = Decoder.of(config.text_config), Encoder.of(config.vision_config)
+    behind = text - 2  # a first token and a word come before the image
+    own = scorers(Plan.of(items, shape).stages, shape, language, eyes, levels, 36, text, behind)
+    known = {name: macs for name, macs in own.items() if macs}
+    if method in DECIDING:  # how many tokens the means go to is the data's to say; all of them, it is assumed
+        assert cost.macs["scorer"] < sum(known.values())
+    else:
+        assert cost.scorers == known
 
 
 @pytest.mark.parametrize("site", [None, "input", "decoder.2"])
