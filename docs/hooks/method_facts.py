@@ -85,6 +85,12 @@ class Facts:
         return bool({"last", "text", "instruction"} & {*rows}) or any(needs.of_text for needs in self.needs)
 
     @property
+    def knob(self) -> str:
+        """The parameter that a budget turns, and its default."""
+        name = self.cls.knob
+        return f"`{name}={getattr(self.example, name)}`" if hasattr(self.example, name) and name else "none"
+
+    @property
     def average(self) -> float | None:
         """Visual tokens in a decoder layer; None where the data decide."""
         try:

@@ -13,7 +13,19 @@ from prunekit.plan import Method
 
 def comparison() -> str:
     """All methods side by side."""
-    head = ["Method", "Published", "Where", "Reads", "Text", "Merges", "Left of 576", "Average", "Positions", "Parity"]
+    head = [
+        "Method",
+        "Published",
+        "Where",
+        "Reads",
+        "Text",
+        "Merges",
+        "Knob",
+        "Left of 576",
+        "Average",
+        "Positions",
+        "Parity",
+    ]
     rows = []
     for each in methods():
         sites = [f"`{stage.site}`" for stage in each.stages]
@@ -29,6 +41,7 @@ def comparison() -> str:
                 reads(each.needs),
                 yes(each.text_aware),
                 yes(each.merges),
+                each.knob,
                 " → ".join(levels) if len(levels) <= 4 else f"{next(iter(levels))} → … → {[*levels][-1]}",
                 average,
                 each.example.positions,
