@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from catalogue import ZOO, subject
 from experiments import refused, result, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from prunekit import Budget, Keep, Method, Stage, policies
@@ -191,6 +193,32 @@ def test_what_is_turned() -> None:
     assert isinstance(released.setting["keep"], float)
 
 
+@dataclass(frozen=True)
+class Later(Method):
+    """A method of one's own whose knob is not called `keep`: it prunes to a tenth before a layer."""
+
+    layer: int = 1
+
+    knob = "layer"
+
+    def stages(self, depth: int) -> tuple[Stage, ...]:
+        return (Stage(f"decoder.{self.layer}", policies.Norm(), Keep(ratio=0.1)),)
+
+
+@settings(max_examples=40, deadline=None)
+@given(share=st.floats(0.05, 1.0), visual=st.integers(10, 700), depth=st.integers(3, 40))
+def test_a_knob_of_ones_own(share: float, visual: int, depth: int) -> None:
+    """Layer k costs k dense layers and depth - k short ones."""
+    short = int(0.1 * visual * (1 + 1e-12))
+    averages = {k: (k * visual + (depth - k) * short) / depth for k in range(1, depth)}
+    within = [k for k, average in averages.items() if average <= share * visual * (1 + 1e-9)]
+    if not within:
+        with pytest.raises(BudgetError, match=r"Later cannot reach .*\(layer=1\)"):
+            Budget(average=share).solve(Later(), depth, visual=visual)
+        return
+    assert Budget(average=share).solve(Later(), depth, visual=visual).setting == {"layer": max(within)}
+
+
 def test_a_method_that_takes_only_some_settings() -> None:
     """Stage 1 of this STAR keeps 100: more than that cannot stay after stage 2."""
     method = policies.STAR(visual_keep=100)
@@ -310,12 +338,39 @@ def test_the_closed_form_is_what_a_trace_counts(name: str, ratio: float) -> None
     assert (layers, own) == (cost.macs["prefill"], cost.macs["scorer"])
 
 
+ASKS = {"Oracle"}  # for scores that the user hands over
+ALONE = [name for name in NAMES if not issubclass(getattr(policies, name), Method) and name not in ASKS]
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_the_work_of_a_policy_alone_is_what_a_trace_counts(name: str) -> None:
+    """Composed policies are given a part that computes products, which they must not forget."""
+    model = subject("llava", "sdpa")
+    inputs, cls = model.make_inputs(text=6), getattr(policies, name)
+    part = policies.TextRelevance()
+    fields = {"policies": [part, policies.Norm()], "policy": part}
+    policy = cls(**{field: fields[field] for field in PARTS.get(name, {})})
+    kind = next(kind for kind in ("input", "decoder", "connector", "vision") if kind in policy.sites)
+    stage = Stage({"decoder": "decoder.2", "vision": "vision.1"}.get(kind, kind), policy, Keep(ratio=0.5))
+    costs = CostModel.of(model.model)
+    _, own = costs.work((stage,), 36, inputs["input_ids"].shape[1] - 36, behind=7)
+    assert own == count(model.model, inputs, stage).macs["scorer"]
+    assert own > 0 or name not in PARTS
+
+
+def test_the_work_on_embeddings() -> None:
+    model = subject("llava", "sdpa")
+    inputs, stage = model.make_inputs(), Stage("input", policies.SelfAttention("embedding"), Keep(ratio=0.5))
+    _, own = CostModel.of(model.model).work((stage,), 36, 9)
+    assert own == count(model.model, inputs, stage).macs["scorer"] == 36 * 36 * 33
+
+
 def test_rows_of_text_are_an_upper_bound() -> None:
     """Without the number of text tokens behind the image, all of them are charged."""
     model = CostModel.of(subject("llava", "sdpa").model)
     stages = (Stage("decoder.2", policies.CrossAttention("text"), Keep(ratio=0.5)),)
-    given = stages, model.shape, model.decoder, model.encoder, (36, 36, 18, 18), 36, 9
-    assert scorers(*given)["decoder.1"] * 7 == scorers(*given, behind=7)["decoder.1"] * 9
+    shapes = stages, model.shape, model.decoder, model.encoder, (36, 36, 18, 18), 36, 9
+    assert scorers(*shapes)["decoder.1"] * 7 == scorers(*shapes, behind=7)["decoder.1"] * 9
 
 
 # --- experiments ------------------------------------------------------------------------------------------------------
@@ -396,6 +451,11 @@ BAD: dict[str, tuple[list[Any], str]] = {
 def test_bad_budgets(budgets: list[Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "run", write(tmp_path / "a.yaml", budgets=budgets), "--output", tmp_path / "out")
     assert re.search(message, said), said
+
+
+def test_budgets_on_the_command_line(tmp_path: Path) -> None:
+    experiment = load_experiment(write(tmp_path / "a.yaml"), ["--budgets", "[{kv: 0.3}, 36]"])
+    assert experiment.budgets == [Budget(kv=0.3), 36]
 
 
 def test_from_python() -> None:
