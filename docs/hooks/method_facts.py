@@ -88,7 +88,8 @@ class Facts:
     def knob(self) -> str:
         """The parameter that a budget turns, and its default."""
         name = self.cls.knob
-        return f"`{name}={getattr(self.example, name)}`" if hasattr(self.example, name) and name else "none"
+        value = getattr(self.example, name, None) if name else None
+        return f"`{name}={value}`" if value is not None else f"`{name}`" if hasattr(self.example, name) else "none"
 
     @property
     def average(self) -> float | None:
