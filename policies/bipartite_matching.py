@@ -45,6 +45,7 @@ class BipartiteMatching(PruningPolicy):
         authors="Bolya et al.",
         venue="ICLR",
         code="https://github.com/facebookresearch/ToMe",
+        licence="CC BY-NC 4.0",
         commit="af95e4b",
     )
 

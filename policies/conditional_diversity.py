@@ -55,6 +55,7 @@ class ConditionalDiversity(PruningPolicy):
         authors="Zhang et al.",
         venue="NeurIPS",
         code="https://github.com/Theia-4869/CDPruner",
+        licence="Apache-2.0",
         commit="9541616",
         variants=("paper", "released"),
     )

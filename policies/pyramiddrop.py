@@ -41,6 +41,7 @@ class PyramidDrop(Method):
         authors="Xing et al.",
         venue="CVPR",
         code="https://github.com/Cooperx521/PyramidDrop",
+        licence="MIT",
         commit="6444f30",
     )
 

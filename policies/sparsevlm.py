@@ -187,6 +187,7 @@ class SparseVLM(Method):
         authors="Zhang et al.",
         venue="ICML",
         code="https://github.com/Gumpest/SparseVLMs",
+        licence="Apache-2.0",
         commit="26a5f48",
         variants=("v1", "plus"),
     )

@@ -140,6 +140,7 @@ class VisionZip(Method):
         authors="Yang et al.",
         venue="CVPR",
         code="https://github.com/dvlab-research/VisionZip",
+        licence="Apache-2.0",
         commit="3151f6d",
         variants=("paper", "released"),
     )

@@ -108,6 +108,7 @@ class VisPruner(Method):
         authors="Zhang et al.",
         venue="ICCV",
         code="https://github.com/Theia-4869/VisPruner",
+        licence="Apache-2.0",
         commit="aefa01a",
     )
 
