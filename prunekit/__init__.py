@@ -10,6 +10,7 @@ with prune(model, STAR(keep=0.25)) as session:
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from prunekit.adapter import ModelAdapter, register_adapter
 from prunekit.budget import Budget
@@ -22,6 +23,9 @@ from prunekit.selection import Selection
 from prunekit.session import Session, prune
 from prunekit.tokens import VisualTokens
 from prunekit.trace import TraceRecord
+
+if TYPE_CHECKING:
+    from prunekit.costs import cost
 
 try:
     __version__ = version("prunekit")
@@ -47,6 +51,16 @@ __all__ = [
     "TraceRecord",
     "VisualTokens",
     "__version__",
+    "cost",
     "prune",
     "register_adapter",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `cost` when it is asked for: a program that prunes needs no tracer."""
+    if name == "cost":
+        from prunekit.costs import cost
+
+        return cost
+    raise AttributeError(f"module 'prunekit' has no attribute {name!r}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import prod
 from typing import Any
 
@@ -20,6 +20,8 @@ from fvcore.nn.jit_analysis import _IGNORED_OPS, JitModelAnalysis
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from prunekit._repeats import Repeats
 
 __all__ = ["HANDLES", "analyse", "attention_macs", "matmul_macs"]
 
@@ -75,9 +77,15 @@ HANDLES: dict[str, Callable[[Values, Values], Any]] = {
 
 
 def analyse(
-    model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str, Any]
+    model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str, Any], repeats: Repeats | None = None
 ) -> tuple[Counter[str], Counter[str]]:
     """Trace `model(**tensors, **others)`.
+
+    Args:
+        model: left as it was.
+        tensors: its arguments that are tensors, by name.
+        others: its other arguments.
+        repeats: layers of the model that need not be traced again.
 
     Returns:
         Multiply-adds by innermost scope (a module's name, or that of a `cost_scope`), and the number of calls of each
@@ -88,13 +96,18 @@ def analyse(
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle(**{name: _by_scope(handle) for name, handle in HANDLES.items()})
     try:
-        counts = analysis.by_operator()
+        with nullcontext() if repeats is None else repeats.passing_over():
+            counted = analysis.by_operator()
     finally:
         _remove_hooks(model)
-    found: Counter[str] = Counter()
-    for scope, number in counts.items():
-        found[scope.removeprefix("model.")] += int(number)
-    return found, analysis.unsupported_ops()
+    counts = Counter({scope.removeprefix("model."): int(number) for scope, number in counted.items()})
+    uncounted = analysis.uncounted
+    if repeats is not None:
+        counts, uncounted = repeats.settle(counts, uncounted)
+    total: Counter[str] = Counter()
+    for (_, operator), number in uncounted.items():
+        total[operator] += number
+    return counts, total
 
 
 class _Run(nn.Module):
@@ -188,10 +201,20 @@ def _convolution(
 
 
 class _ByScope(JitModelAnalysis):  # type: ignore[misc]
-    """Puts everything down to the whole; the handles tell scopes apart."""
+    """Puts everything down to the whole; the handles tell scopes apart, and so does `uncounted`."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        super().__init__(model, inputs)
+        self.uncounted: Counter[tuple[str, str]] = Counter()
 
     def _get_all_ancestors(self, module_name: str) -> set[str]:
         return {""}
+
+    def _should_ignore_node(self, node: Any) -> bool:
+        ignored = bool(super()._should_ignore_node(node))
+        if not ignored:
+            self.uncounted[_scope(node).removeprefix("model."), node.kind()] += 1
+        return ignored
 
 
 def _scope(node: Any) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `prunekit run`, `prunekit list`, `prunekit flops`, `prunekit fit`, `prunekit new-policy`.
+"""The command line: `prunekit run`, `list`, `flops`, `fit`, `bench` and `new-policy`.
 
 Mistakes of the user end with one message and exit code 2, Ctrl-C with 130; what a run has answered is never lost.
 """
@@ -32,6 +32,7 @@ commands:
   list KIND              policies, models, tasks or experiments
   flops MODEL METHOD     operations of a prefill, by part
   fit MODEL              FitPrune's schedule or VTW's layer for a model
+  bench MODEL METHOD     time and memory, beside the dense model
   new-policy NAME        a policy, its test and its page to begin with
 
 Each has a --help of its own.
@@ -46,8 +47,9 @@ examples:
                                              any key of the YAML is an option
   prunekit run my.yaml --methods.STAR.init_args.layer 2
   prunekit list policies --compatible tiny
-  prunekit flops tiny STAR FastV --budget 0.25
+  prunekit flops llava-1.5-7b STAR FastV --budget 0.25   (no weights needed)
   prunekit fit tiny --saving 0.5             prints a method for the YAML
+  prunekit bench tiny STAR --batch 1 4       milliseconds, MiB, a roofline
 
 results:
   runs/DATE-NAME/, or the folder that --output names, with result.json,
@@ -94,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
-    commands = {"run": _run, "list": _list, "flops": _flops, "fit": _fit, "new-policy": _new_policy}
+    commands = {"run": _run, "list": _list, "flops": _flops, "fit": _fit, "bench": _bench, "new-policy": _new_policy}
     parser = Plain(
         prog="prunekit",
         usage="prunekit COMMAND ...",
@@ -211,22 +213,9 @@ def _list(words: list[str]) -> int:
 
 
 def _flops(words: list[str]) -> int:
-    from prunekit.costs import costs, show
+    from prunekit.flops_command import flops_parser, run_flops
 
-    parser = ArgumentParser(
-        prog="prunekit flops",
-        description="Count the multiply-adds of one prefill, by part.",
-        exit_on_error=False,
-    )
-    parser.add_argument("model", type=str, help="tiny, a local folder, or a hub name.")
-    parser.add_argument(
-        "methods", type=str, nargs="+", help="Methods: STAR, or '{class_path: FastV, init_args: {layer: 3}}'."
-    )
-    parser.add_argument("--budget", type=int | float, default=0.25, help="Average visual tokens per decoder layer.")
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
-    chosen = _parse(parser, words)
-    found = costs(chosen.model, chosen.methods, chosen.budget)
-    print(json.dumps(found, indent=2)) if chosen.json else show(found)
+    run_flops(_parse(flops_parser(), words))
     return 0
 
 
@@ -255,6 +244,12 @@ def _fit(words: list[str]) -> int:
     parser.add_argument("--output", type=str | None, default=None, metavar="FILE", help="Write the YAML there, too.")
     print(fitted(Request(**vars(_parse(parser, words)))), end="")
     return 0
+
+
+def _bench(words: list[str]) -> int:
+    from prunekit.latency.command import main as bench
+
+    return bench(words)
 
 
 def _new_policy(words: list[str]) -> int:

@@ -1,71 +1,253 @@
-"""`prunekit flops`: what methods cost on a model, part by part."""
+"""`prunekit.cost`: what methods cost on a model, from its configuration alone.
+
+The model is laid out on the meta device, where tensors have shapes and no data; the real session and the real policies
+run there, under fvcore's tracer. No weights, no images and no accelerator are needed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from prunekit.errors import ConfigError
-from prunekit.evaluation.bench import Bench
-from prunekit.evaluation.cells import Cell, plan_cells
-from prunekit.evaluation.config import read_methods
-from prunekit.evaluation.experiment import Experiment, ModelSpec
-from prunekit.evaluation.formats import millions
-from prunekit.evaluation.loading import load_model, load_processor, model_facts
-from prunekit.evaluation.measure import count_operations
-from prunekit.evaluation.scenes import Scenes
+import torch
 
-__all__ = ["costs", "show"]
+from prunekit._decoding import BITS, Caches
+from prunekit._known import KnownValues
+from prunekit._prompt import Prompt, make_prompt
+from prunekit._repeats import RecordingCache, Repeats
+from prunekit._skeleton import skeleton
+from prunekit.adapter import ModelAdapter, adapter_for
+from prunekit.budget import match_average
+from prunekit.errors import BudgetError, ConfigError, CostError, PrunekitError, nearest
+from prunekit.flops import Cost, on_device, trace
+from prunekit.keep import Keep
+from prunekit.plan import Method, Plan, Stage
+from prunekit.policy import PruningPolicy
+from prunekit.session import prune
 
-PROMPT_WORDS = 32
-"""Length of the text that is read together with one image."""
+__all__ = ["Costs", "MethodCost", "cost"]
+
+Item = str | Method | Stage | PruningPolicy | Sequence[Stage | Method]
+"""A method by name (YAML text), a method, a policy, a stage or stages."""
+
+CONVENTION = {
+    "unit": "one multiply-add is one MAC, and two FLOPs",
+    "attention": "full: queries times keys, whatever a mask hides",
+    "biases": "not counted",
+    "prefill": "the whole batch; one position through the output head",
+}
 
 
-def costs(path: str, methods: Sequence[str], budget: int | float) -> list[dict[str, Any]]:
-    """Multiply-adds of a prefill with one image, for the dense model and each method at a budget.
+@dataclass(frozen=True)
+class MethodCost:
+    """What one method costs on one prompt.
+
+    Attributes:
+        name: of the method; `dense` for the model as it is.
+        budget: visual tokens per decoder layer it was matched to, as a share or a number; None: as configured.
+        stages: `site`, `policy` and `keep` of each.
+        cost: multiply-adds of the prefill, and under `decode` those of the tokens after it.
+        kv_lengths: keys in each decoder layer's cache after the prefill.
+        kv_bytes: of all keys and values after the prefill.
+        kv_bytes_at_end: after the last generated token.
+    """
+
+    name: str
+    budget: int | float | None
+    stages: tuple[dict[str, str], ...]
+    cost: Cost
+    kv_lengths: tuple[int, ...]
+    kv_bytes: int
+    kv_bytes_at_end: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, for JSON."""
+        lists = {"stages": list(self.stages), "kv_lengths": list(self.kv_lengths)}
+        sizes = {"kv_bytes": self.kv_bytes, "kv_bytes_at_end": self.kv_bytes_at_end}
+        return {"name": self.name, "budget": self.budget, **self.cost.to_dict(), **sizes, **lists}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What methods cost on a model.
+
+    Attributes:
+        model: as it was given.
+        parameters: of the model.
+        prompt: the numbers that were asked for, and what followed from them.
+        dense: the model without pruning.
+        pruned: the methods, in order.
+    """
+
+    model: str
+    parameters: int
+    prompt: dict[str, Any]
+    dense: MethodCost
+    pruned: tuple[MethodCost, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, for JSON: `pruned` is one object for one method, and a list for several."""
+        found = [each.to_dict() for each in self.pruned]
+        pruned = {} if not found else {"pruned": found[0] if len(found) == 1 else found}
+        head = {"model": self.model, "parameters": self.parameters, "prompt": self.prompt, "convention": CONVENTION}
+        return {**head, "dense": self.dense.to_dict(), **pruned}
+
+
+def cost(
+    model: Any,
+    *methods: Item,
+    budget: int | float | Sequence[int | float] | None = None,
+    text_tokens: int = 64,
+    images: int = 1,
+    image_size: tuple[int, int] | None = None,
+    batch: int = 1,
+    decode_tokens: int = 0,
+    dtype: str = "bfloat16",
+    unreachable: str = "error",
+) -> Costs:
+    """Count what methods cost on a model of which only the configuration is there.
 
     Args:
-        path: tiny, a local folder, or a hub name.
-        methods: as in an experiment, each as YAML text.
-        budget: average visual tokens per decoder layer, as a share or a number.
+        model: a preset such as `llava-1.5-7b` (see `prunekit.presets.presets`), `tiny`, a folder with a config.json, a
+            hub name whose config is in the local cache, a config, or a model.
+        *methods: names such as `"STAR"`, methods, policies, stages, or lists of stages. A policy alone becomes one
+            stage: at the input or, where it reads the language model's attention, before its third layer.
+        budget: average visual tokens per decoder layer that every method is matched to, as a share or a number, or
+            several; None: methods as they are configured.
+        text_tokens: tokens of a sample that are not visual.
+        images: images of each sample.
+        image_size: height and width in pixels; by default one that suits the model.
+        batch: samples, all alike.
+        decode_tokens: tokens generated after the prefill.
+        dtype: of the KV cache, for its bytes.
+        unreachable: `skip` leaves out methods that cannot reach a budget, or whose count depends on the data.
+
+    Raises:
+        CostError: no such prompt, or the number of tokens that a method keeps depends on the data.
+        BudgetError: a method cannot reach the budget.
+        ConfigError: no such model, method or type.
+        CheckpointError: the model's config cannot be read.
+        UnsupportedModelError: the model is of no supported family.
+        SiteError, NeedsError: a method cannot work on this model.
     """
-    spec = ModelSpec(path=path)
-    experiment = Experiment(methods=read_methods(methods), task=Scenes(scenes=1), model=spec, budgets=[budget])
-    facts = model_facts(spec)
-    cells = plan_cells(experiment, facts, images=1)
-    bench = Bench(load_model(spec), load_processor(spec), experiment.task, cells)
-    counted = count_operations(bench, _prompt(bench))
-    return [_row(cell, counted[i]) for i, cell, _ in bench.reachable]
+    if dtype not in BITS:
+        raise ConfigError(f"dtype={dtype!r}: allowed are {', '.join(BITS)}.{nearest(str(dtype), BITS)}")
+    if unreachable not in ("error", "skip"):
+        raise ConfigError(f"unreachable={unreachable!r}: allowed are 'error' and 'skip'.")
+    if isinstance(decode_tokens, bool) or not isinstance(decode_tokens, int) or decode_tokens < 0:
+        raise CostError(f"decode_tokens={decode_tokens!r}: allowed are whole numbers from 0.")
+    named = _named(methods)
+    bones = skeleton(model)
+    bench = _Bench(bones.model, decode_tokens, dtype)
+    prompt = make_prompt(bones, bench.adapter, text_tokens, images, image_size, batch)
+    dense = bench.run("dense", None, (), prompt)
+    pruned = []
+    budgets: list[Any] = list(budget) if isinstance(budget, (list, tuple)) else [budget]
+    for name, item in named:
+        for each in budgets:
+            where = f"methods.{name}" if each is None else f"methods.{name} at budget {each}"
+            try:
+                pruned.append(bench.run(name, each, bench.stages(item, each, prompt.visual), prompt))
+            except PrunekitError as error:
+                if unreachable == "skip" and isinstance(error, (BudgetError, CostError)):
+                    continue
+                raise type(error)(f"{where}: {error}") from None
+    facts = {
+        "batch": batch, "images": images, "image_size": list(prompt.size), "text_tokens": text_tokens,
+        "visual_tokens": prompt.visual, "decode_tokens": decode_tokens, "dtype": dtype,
+    }  # fmt: skip
+    parameters = sum(parameter.numel() for parameter in bones.model.parameters())
+    return Costs(bones.name, parameters, facts, dense, tuple(pruned))
 
 
-def _prompt(bench: Bench) -> dict[str, Any]:
-    """One image and some words."""
-    from PIL import Image
+class _Bench:
+    """One model, on which prompts are counted."""
 
-    text = f"USER: {bench.processor.image_token} {'how ' * PROMPT_WORDS}ASSISTANT:"
-    size = int(getattr(bench.model.config.vision_config, "image_size", 336))
-    try:
-        return dict(bench.processor(images=[Image.new("RGB", (size, size))], text=[text], return_tensors="pt"))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"model: its processor refuses one image with text: {error}") from None
+    def __init__(self, model: Any, decode_tokens: int, dtype: str) -> None:
+        self.adapter: ModelAdapter = adapter_for(model)
+        self.repeats = Repeats(self.adapter)
+        self.decode_tokens, self.dtype = decode_tokens, dtype
+
+    def run(self, name: str, budget: int | float | None, stages: Sequence[Stage], prompt: Prompt) -> MethodCost:
+        """Count a method on a prompt."""
+        adapter = self.adapter
+        cache = RecordingCache(adapter.model.config.get_text_config(decoder=True))
+        try:
+            with torch.no_grad(), KnownValues():
+                inputs = on_device(adapter.model, prompt.inputs)
+                found = trace(adapter, inputs, stages, self.repeats, logits_to_keep=1, past_key_values=cache)
+        except CostError as error:
+            raise CostError(
+                f"{error} Give the method a number of tokens (keep=..., or a budget), or count one prompt of a model"
+                " with weights: prunekit.flops.count."
+            ) from None
+        except (RuntimeError, NotImplementedError) as error:
+            raise CostError(
+                f"{type(adapter.model).__name__} cannot be run without weights ({type(error).__name__}:"
+                f" {' '.join(str(error).split())[:160]}); use prunekit.flops.count on a model with weights."
+            ) from error
+        caches = Caches.of(adapter, cache, found, self.dtype)
+        whole = Cost(
+            {**found.macs, "decode": caches.decode_macs(self.decode_tokens)},
+            found.prefill_per_layer, found.scorers, found.visual_tokens_per_layer, found.uncounted,
+        )  # fmt: skip
+        shown = tuple(
+            {"site": stage.site, "policy": str(stage.policy), "keep": "" if stage.keep is None else str(stage.keep)}
+            for stage in stages
+        )
+        sizes = caches.bytes(0), caches.bytes(self.decode_tokens)
+        return MethodCost(name, budget, shown, whole, caches.lengths, *sizes)
+
+    def stages(self, item: Any, budget: int | float | None, visual: int) -> tuple[Stage, ...]:
+        """The stages of a method at a budget, checked against the model."""
+        shape = self.adapter.shape
+        if budget is None:
+            stages = Plan.of(self._items(item, None), shape).stages
+        else:
+            if isinstance(budget, bool) or not isinstance(budget, (int, float)) or budget <= 0:
+                raise BudgetError(f"budget={budget!r}: allowed are shares such as 0.25 and numbers such as 64.")
+            average = budget * visual if isinstance(budget, float) else float(budget)
+            if average > visual:
+                raise BudgetError(f"{average:g} visual tokens per layer are asked for, but a sample has only {visual}.")
+            items = self._items(item, average / visual)
+            Plan.of(items, shape)  # sites first: an impossible site is not a matter of budgets
+            stages = match_average(item if isinstance(item, Method) else items, average, visual=visual, depth=shape)
+        with prune(self.adapter.model, *stages) as session:  # whatever a session would refuse is refused now
+            session.plan.check(visual)
+        return stages
+
+    def _items(self, item: Any, share: float | None) -> tuple[Stage | Method, ...]:
+        if isinstance(item, (Method, Stage)):
+            return (item,)
+        if not isinstance(item, PruningPolicy):
+            return tuple(item)
+        if share is None and item.needs_keep:
+            raise BudgetError(f"{type(item).__name__} alone has no budget of its own; give budget=..., or a Stage.")
+        return (Stage(self._site(item), item, None if share is None else Keep(ratio=share)),)
+
+    def _site(self, policy: PruningPolicy) -> str:
+        """Where a policy goes that no stage gives a site."""
+        of_text = any(not rows.of_vision for rows in policy.needs.attention)
+        if "input" in policy.sites and not of_text:
+            return "input"
+        if "decoder" in policy.sites:
+            return f"decoder.{min(2, self.adapter.depth - 1)}"
+        return f"vision.{max(0, self.adapter.vision_sites - 1)}"
 
 
-def _row(cell: Cell, cost: dict[str, Any]) -> dict[str, Any]:
-    return {"name": cell.name, "budget": cell.budget, "total_macs": sum(cost["macs"].values()), **cost}
+def _named(methods: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Methods and their names; texts are read as on the command line."""
+    from prunekit.evaluation.config import read_methods
 
-
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    """Print a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    parts = list(rows[0]["macs"])
-    table = Table(title=f"Multiply-adds of one prefill: one image, {PROMPT_WORDS} words", header_style="bold")
-    table.add_column("method", no_wrap=True)
-    for name in [*parts, "total", "of dense"]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        share = f"{100 * row['total_macs'] / rows[0]['total_macs']:.0f} %"
-        cells = [millions(row["macs"][part]) or "0" for part in parts]
-        table.add_row(row["name"], *cells, millions(row["total_macs"]), share)
-    Console().print(table)
+    found: list[tuple[str, Any]] = []
+    for method in methods:
+        if isinstance(method, str):
+            found += read_methods([method]).items()
+        else:
+            found.append((type(method).__name__ if not isinstance(method, (list, tuple)) else "stages", method))
+    counts: dict[str, int] = {}
+    for place, (name, method) in enumerate(found):
+        counts[name] = counts.get(name, 0) + 1
+        found[place] = (name if counts[name] == 1 else f"{name} {counts[name]}", method)
+    return found

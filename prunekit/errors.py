@@ -13,7 +13,9 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "ConfigError",
+    "CostError",
     "DataError",
+    "MeasurementError",
     "NeedsError",
     "OutputError",
     "PolicyError",
@@ -71,6 +73,14 @@ class SessionError(PrunekitError):
 
 class ConfigError(PrunekitError):
     """A mistake in a YAML file or on the command line."""
+
+
+class CostError(PrunekitError):
+    """A cost that cannot be told: it depends on the data, or no model, image or prompt can be as asked for."""
+
+
+class MeasurementError(PrunekitError):
+    """A measurement that cannot be made here, or a comparison of what was not measured alike."""
 
 
 class CheckpointError(PrunekitError):

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit._known import KnownValues, to_meta
+from prunekit._repeats import Repeats
 from prunekit._text import TextSide
 from prunekit._trace_graph import analyse
 from prunekit.adapter import ModelAdapter, adapter_for
@@ -89,16 +91,48 @@ def count(
         UnsupportedModelError: no supported family, or attention by a kernel that a trace cannot look into.
     """
     adapter = adapter_for(model)
-    _check_attention(adapter)
     given = [stages_or_method] if isinstance(stages_or_method, (Stage, Method)) else list(stages_or_method or ())
+    with torch.no_grad(), KnownValues() if _without_weights(model) else nullcontext():
+        return trace(adapter, on_device(model, inputs), given, logits_to_keep=logits_to_keep)
+
+
+def trace(
+    adapter: ModelAdapter,
+    inputs: Mapping[str, Any],
+    items: Sequence[Stage | Method],
+    repeats: Repeats | None = None,
+    **others: Any,
+) -> Cost:
+    """Count one call of a model on inputs that are where it is; see `count`."""
+    _check_attention(adapter)
+    model = adapter.model
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    others = {name: value for name, value in inputs.items() if name not in tensors}
-    others |= {"use_cache": True, "return_dict": True, "logits_to_keep": logits_to_keep}
-    with torch.no_grad(), _evaluating(model), prune(model, *given) if given else nullcontext():
-        visual: list[int] = []
-        with _watch(adapter, inputs, visual):
-            counts, uncounted = analyse(model, tensors, others)
+    others = {name: value for name, value in inputs.items() if name not in tensors} | others
+    others |= {"use_cache": True, "return_dict": True}
+    visual: list[int] = []
+    with _evaluating(model), prune(model, *items) if items else nullcontext(), _watch(adapter, inputs, visual):
+        counts, uncounted = analyse(model, tensors, others, repeats)
     return _cost(adapter, counts, tuple(visual), uncounted)
+
+
+def on_device(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs for a model on the meta device: numbers keep their values, pixels their shape. Others are left alone."""
+    if not _without_weights(model):
+        return dict(inputs)
+    moved: dict[str, Any] = {}
+    for name, value in inputs.items():
+        pixels = isinstance(value, Tensor) and value.is_floating_point()
+        moved[name] = plain(value) if pixels else to_meta(value) if isinstance(value, Tensor) else value
+    return moved
+
+
+def plain(pixels: Tensor) -> Tensor:
+    """A tensor of the meta device that is filled with ones, whatever was given: nothing of it is padding."""
+    return to_meta(torch.ones((), dtype=pixels.dtype).expand(pixels.shape))
+
+
+def _without_weights(model: nn.Module) -> bool:
+    return next(model.parameters()).device.type == "meta"
 
 
 def _cost(adapter: ModelAdapter, counts: Counter[str], visual: tuple[int, ...], uncounted: Counter[str]) -> Cost:

@@ -72,7 +72,8 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_flops(capsys: pytest.CaptureFixture[str]) -> None:
     methods = ("STAR", "{class_path: FastV, init_args: {layer: 1}}", "{class_path: FastV, init_args: {layer: 3}}")
     assert prunekit("flops", "tiny", *methods, "--budget", "80", "--json") == 0
-    rows = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)
+    rows = [found["dense"], *found["pruned"]]
     assert [row["name"] for row in rows] == ["dense", "STAR", "FastV", "FastV 3"]
     assert all(row["total_macs"] == sum(row["macs"].values()) for row in rows)
     assert all(row["total_macs"] < rows[0]["total_macs"] for row in rows[1:])
