@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from prunekit.errors import ConfigError
+from prunekit.evaluation import callbacks  # noqa: F401  (their short names)
 from prunekit.evaluation._explain import explain_call
 
 __all__ = ["make_trainer", "test"]
