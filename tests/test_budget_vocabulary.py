@@ -358,6 +358,32 @@ def test_the_work_of_a_policy_alone_is_what_a_trace_counts(name: str) -> None:
     assert own > 0 or name not in PARTS
 
 
+@pytest.mark.parametrize(("family", "images"), [("llava", 2), ("internvl", 1), ("gemma3", 2), ("idefics3", 2)])
+def test_images_one_by_one_and_merged_patches(family: str, images: int) -> None:
+    """Encoders see an image at a time, and make fewer tokens than patches of it."""
+    model = subject(family, "sdpa")
+    inputs, costs = model.make_inputs(images=images, text=6), CostModel.of(model.model)
+    visual = int(inputs["input_ids"].eq(model.family.image_token).sum())
+    stages = [Stage("input", policies.SelfAttention(), Keep(ratio=0.25))]
+    merging = [policies.VisionZip(keep=0.5)] if family == "llava" else []
+    for items in (stages, [policies.DivPrune(keep=0.25)], merging):
+        cost = count(model.model, inputs, items or None)
+        plan = Plan.of(items, costs.shape).stages
+        work = costs.work(plan, visual, inputs["input_ids"].shape[1] - visual)
+        assert work == (cost.macs["prefill"], cost.macs["scorer"])
+
+
+def test_encoders_that_run_on_images_of_any_size_are_not_guessed() -> None:
+    costs = CostModel.of(subject("llava_next", "sdpa").model)
+    assert costs.encoder is None
+    with pytest.raises(BudgetError, match="give the budget in tokens, average or kv"):
+        Budget(flops=0.5).solve(policies.FasterVLM(), costs, visual=100, text=10)
+    solved = Budget(average=0.5).solve(policies.FasterVLM(), costs, visual=100, text=10)
+    assert solved.setting == {"keep": 50}
+    assert "flops" not in solved.achieved
+    assert solved.achieved["kv"] == 60 / 110
+
+
 def test_the_work_on_embeddings() -> None:
     model = subject("llava", "sdpa")
     inputs, stage = model.make_inputs(), Stage("input", policies.SelfAttention("embedding"), Keep(ratio=0.5))

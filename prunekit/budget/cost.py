@@ -62,12 +62,14 @@ class CostModel:
         shape: its layers.
         decoder: the language model.
         encoder: the vision encoder; None where its cost is not known or depends on the image.
+        per_image: visual tokens of an image; 0: all of a sample are those of one.
         value_bytes: of a number in the KV cache; 2 for float16 and bfloat16.
     """
 
     shape: Shape
     decoder: Decoder
     encoder: Encoder | None = None
+    per_image: int = 0
     value_bytes: int = 2
 
     @classmethod
@@ -81,14 +83,14 @@ class CostModel:
 
         adapter = adapter_for(model if isinstance(model, nn.Module) else _skeleton(model))
         config: Any = adapter.model.config
-        encoder = None
-        if adapter.shape.encoder:
+        encoder, per_image = None, adapter.tokens_per_image
+        if adapter.shape.encoder and per_image:
             try:
                 encoder = Encoder.of(config.vision_config)
             except UnsupportedModelError:
                 encoder = None  # stages that read it are refused when they are to be counted
-        known = encoder if encoder is not None and encoder.patches else None
-        return cls(adapter.shape, Decoder.of(config.get_text_config(decoder=True)), known, value_bytes)
+        decoder = Decoder.of(config.get_text_config(decoder=True))
+        return cls(adapter.shape, decoder, encoder, per_image or 0, value_bytes)
 
     def prefill(self, levels: Sequence[int], text: int) -> int:
         """Multiply-adds of the decoder layers with these visual tokens in each, and `text` others."""
@@ -107,7 +109,8 @@ class CostModel:
             BudgetError: a policy's cost is not known.
         """
         levels = self._levels(stages, visual)
-        own = scorers(stages, self.shape, self.decoder, self.encoder, levels, visual, text, behind)
+        images = max(1, visual // (self.per_image or visual))
+        own = scorers(stages, self.shape, self.decoder, self.encoder, levels, visual, text, behind, images)
         return self.prefill(levels, text), sum(own.values())
 
     def flops(self, stages: Sequence[Stage], visual: int, text: int) -> float:

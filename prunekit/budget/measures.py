@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from prunekit.budget.cost import CostModel, Latency
 from prunekit.budget.levels import Items, average_tokens, items_of, tokens_per_layer
+from prunekit.budget.scorers import UnknownCostError
 from prunekit.plan import Plan, Shape, Stage
 
-__all__ = ["Measure", "achieved", "measures_of", "shape_of"]
+__all__ = ["Measure", "achieved", "measures_of", "shape_of", "taken"]
 
 Measure = Callable[[Sequence[Stage]], float]
 
@@ -27,7 +29,16 @@ def achieved(
         BudgetError: a stage lets the data decide.
     """
     stages = Plan.of(items_of(items), shape_of(model)).stages
-    return {name: measure(stages) for name, measure in measures_of(model, visual, text, latency).items()}
+    return taken(measures_of(model, visual, text, latency), stages)
+
+
+def taken(measures: Mapping[str, Measure], stages: Sequence[Stage]) -> dict[str, float]:
+    """All measures of some stages, but those that are not known on this model."""
+    found = {}
+    for name, measure in measures.items():
+        with suppress(UnknownCostError):
+            found[name] = measure(stages)
+    return found
 
 
 def shape_of(model: CostModel | Shape | int) -> Shape | int:

@@ -11,7 +11,11 @@ from prunekit.needs import Rows
 from prunekit.plan import Shape, Stage
 from prunekit.policy import Products
 
-__all__ = ["scorers"]
+__all__ = ["UnknownCostError", "scorers"]
+
+
+class UnknownCostError(BudgetError):
+    """No closed form is known for what a policy reads or computes on this model."""
 
 
 def scorers(
@@ -23,6 +27,7 @@ def scorers(
     visual: int,
     text: int,
     behind: int | None = None,
+    images: int = 1,
 ) -> dict[str, int]:
     """Multiply-adds of the policies on one sample, by the layer that is read or the site.
 
@@ -37,9 +42,10 @@ def scorers(
         visual: visual tokens of a sample.
         text: other tokens of a sample.
         behind: those of them that come after the image; by default all.
+        images: that the visual tokens are made of.
 
     Raises:
-        BudgetError: a policy reads an encoder whose cost is not known.
+        UnknownCostError: a policy reads an encoder whose cost is not known.
     """
     found: dict[str, int] = {}
     read: set[tuple[str, Rows]] = set()
@@ -54,13 +60,14 @@ def scorers(
                 continue
             read.add((name, rows))
             if rows.of_vision:
-                cost = _of_encoder(rows, layer, encoder, alive, visual, stage)
+                cost = images * _of_encoder(rows, layer, encoder, alive, stage)
             else:
                 cost = _of_decoder(rows, layer, decoder, levels, text, words)
             found[name] = found.get(name, 0) + cost
         count = stage.count(visual)
         kept = now if count is None else count
-        own = _products(stage, now, kept, text, decoder, encoder)
+        times = images if stage.where.part == 0 else 1  # the encoder sees images one by one
+        own = times * _products(stage, now // times, kept // times, text, decoder, encoder)
         found[stage.site] = found.get(stage.site, 0) + own
         now = kept
     return found
@@ -93,29 +100,22 @@ def _layer(rows: Rows, stage: Stage, shape: Shape) -> int:
 
 
 def _encoder_tokens(stages: Sequence[Stage], shape: Shape, encoder: Encoder | None, visual: int) -> list[int]:
-    """Patches of a sample that are in each encoder layer."""
-    if encoder is None:
-        return []
-    images = max(1, visual // max(1, encoder.patches // encoder.merge**2))
-    alive = [images * encoder.patches] * shape.encoder
+    """Patches of an image that are in each encoder layer."""
+    patches = 0 if encoder is None else encoder.patches
+    alive = [patches] * shape.encoder
     for stage in stages:
         count = stage.count(visual)
         if stage.where.kind == "vision" and count is not None:
-            later = range(stage.where.index + 1, shape.encoder)
-            for layer in later:
-                alive[layer] = images * encoder.patches * count // visual
+            first = stage.where.index + 1
+            alive[first:] = [patches * count // visual] * (shape.encoder - first)
     return alive
 
 
-def _of_encoder(
-    rows: Rows, layer: int, encoder: Encoder | None, alive: Sequence[int], visual: int, stage: Stage
-) -> int:
+def _of_encoder(rows: Rows, layer: int, encoder: Encoder | None, alive: Sequence[int], stage: Stage) -> int:
     if encoder is None:
         raise _unknown(stage, "reads attention of")
-    images = max(1, visual // max(1, encoder.patches // encoder.merge**2))
-    each = alive[layer] // images
-    queries = 1 if rows.queries == "cls" else each
-    return images * encoder.rows(queries, each + encoder.special)
+    queries = 1 if rows.queries == "cls" else alive[layer]
+    return encoder.rows(queries, alive[layer] + encoder.special)
 
 
 def _of_decoder(rows: Rows, layer: int, decoder: Decoder, levels: Sequence[int], text: int, words: int) -> int:
@@ -129,8 +129,8 @@ def _of_decoder(rows: Rows, layer: int, decoder: Decoder, levels: Sequence[int],
     return cost
 
 
-def _unknown(stage: Stage, what: str) -> BudgetError:
-    return BudgetError(
+def _unknown(stage: Stage, what: str) -> UnknownCostError:
+    return UnknownCostError(
         f"Stage({stage.site!r}): {type(stage.policy).__name__} {what} the vision encoder, whose cost is not known in"
         " closed form on this model; give the budget in tokens, average or kv."
     )

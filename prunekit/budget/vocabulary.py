@@ -9,7 +9,7 @@ from typing import cast
 from prunekit.budget.cost import CostModel, Latency
 from prunekit.budget.knob import Knob
 from prunekit.budget.levels import Items, layers_of
-from prunekit.budget.measures import Measure, measures_of, shape_of
+from prunekit.budget.measures import Measure, measures_of, shape_of, taken
 from prunekit.errors import BudgetError, nearest
 from prunekit.keep import Keep
 from prunekit.plan import Shape, Stage
@@ -26,7 +26,8 @@ class Solved:
         stages: what to prune with.
         setting: how the method's knob is set; for a list of stages, the tokens that the last one keeps.
         achieved: what the stages cost by every measure: `tokens` and `ratio` after the last stage, `average` per
-            decoder layer and `average_share`; `flops`, `kv` and `kv_bytes` with a cost model; `latency` with times.
+            decoder layer and `average_share`; `flops` (where it is known), `kv` and `kv_bytes` with a cost
+            model; `latency` with times.
     """
 
     stages: tuple[Stage, ...]
@@ -165,8 +166,7 @@ class Budget:
         knob = Knob(items, visual, shape_of(model))
         value = _search(knob, measures[name], target, _SAYS[name])
         stages = knob.stages(value)
-        achieved = {each: measure(stages) for each, measure in measures.items()}
-        return Solved(stages, knob.setting(value), achieved)
+        return Solved(stages, knob.setting(value), taken(measures, stages))
 
     def _target(self, visual: int, costs: CostModel | None, text: int) -> tuple[str, float]:
         """The measure that is compared, and its largest value.
