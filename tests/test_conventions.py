@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from scripts import load
+from transformers import LlamaConfig
 
 from prunekit._closed_form import Decoder
 from prunekit.budget import average_tokens
@@ -74,7 +75,8 @@ def test_formulas_on_one_layer() -> None:
 
 
 def test_the_full_count_is_that_of_the_closed_form() -> None:
-    decoder = Decoder(hidden=64, intermediate=96, heads=8, key_heads=2, head_dim=8, vocabulary=10)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 2}
+    decoder = Decoder.of(LlamaConfig(**sizes, num_hidden_layers=3))
     levels = [36, 36, 9]
     found = report("full", levels, 64, 96, text=11, keys=16)
     assert found.total == 2 * sum(decoder.layer(n + 11) for n in levels)
