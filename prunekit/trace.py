@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -32,10 +32,11 @@ class TraceRecord:
 
 @contextmanager
 def cost_scope(name: str) -> Iterator[None]:
-    """Name the operators inside, where a `torch.jit` trace is running, so that a policy's own cost is told apart."""
+    """Name the operators inside, where a `torch.jit` trace or a profiler is running, to tell a policy's own cost apart."""
     state = torch._C._get_tracing_state()
     if state is None:
-        yield
+        with torch.profiler.record_function(name) if torch.autograd._profiler_enabled() else nullcontext():
+            yield
         return
     state.push_scope(name)
     try:
