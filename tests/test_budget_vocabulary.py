@@ -5,25 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
-from catalogue import ZOO, subject
-from experiments import refused, result, write
+from budget_subjects import NAMES, llava, subject_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from prunekit import Budget, Keep, Method, Stage, policies
-from prunekit.budget import CostModel, LatencyTable, Solved, achieved, average_tokens, match_average, tokens_per_layer
-from prunekit.budget.scorers import scorers
+from prunekit.budget import CostModel, LatencyTable, Solved, achieved, average_tokens, match_average
 from prunekit.errors import BudgetError
-from prunekit.evaluation import Experiment, Result, Scenes, load_experiment, run
-from prunekit.evaluation.cells import amount_label
-from prunekit.evaluation.experiment import resolved
-from prunekit.flops import count
 from prunekit.plan import Plan, Shape
 
 VISUAL = 576
@@ -31,49 +22,10 @@ SHARES = (0.1, 0.25, 0.5)
 TEXTS = (20, 95)
 
 
-@cache
-def llava() -> CostModel:
-    """LLaVA-1.5-7B, from its shapes."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
-    return CostModel.of(LlavaConfig(vision_config=vision, text_config=LlamaConfig()))
-
-
-SCORING = policies.Norm()
-PARTS: dict[str, dict[str, Any]] = {
-    "Mix": {"policies": [SCORING, policies.Random()]},
-    "Union": {"policies": [SCORING, policies.Random()]},
-    "Invert": {"policy": SCORING},
-    "PerImage": {"policy": SCORING},
-    "Protect": {"policy": SCORING},
-    "SpatialQuota": {"policy": SCORING},
-}
-
-
-def subject_of(name: str) -> Method | Stage:
-    """A method as it works on LLaVA-1.5-7B, or a policy in a stage of its own, at a site where it has a meaning."""
-    cls = getattr(policies, name)
-    if name == "Sequential":
-        first = Stage("input", policies.Random(), Keep(ratio=0.5))
-        return policies.Sequential([first, policies.FastV(keep=0.25, layer=16)])
-    if issubclass(cls, Method):
-        return cls.example(llava().shape)  # type: ignore[no-any-return]
-    policy = cls(**PARTS.get(name, {}))
-    site = next(kind for kind in ("input", "decoder", "connector", "vision") if kind in policy.sites)
-    return Stage({"decoder": "decoder.2", "vision": "vision.21"}.get(site, site), policy, Keep(ratio=0.6))
-
-
 REFUSED = {
     "FitPrune": "no setting that a budget could turn",
     "MustDrop": "decides the number of tokens by itself; it cannot be matched",
 }
-NAMES = [name for name in policies.__all__ if isinstance(getattr(policies, name), type)]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -315,175 +267,3 @@ def test_an_unknown_encoder_is_not_charged_as_nothing() -> None:
     with pytest.raises(BudgetError, match="SelfAttention reads attention of the vision encoder, whose cost is not"):
         Budget(flops=0.5).solve(policies.FasterVLM(), model, visual=576)
     assert Budget(flops=0.5).solve(policies.FastV(), model, visual=576).achieved["flops"] <= 0.5
-
-
-# --- against the trace ------------------------------------------------------------------------------------------------
-
-
-BY_DATA = {"prumerge-adaptive", "prumerge-plus", "hired-tiles", "mustdrop"}
-
-
-@pytest.mark.parametrize("ratio", [0.25, 0.6])
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in BY_DATA])
-def test_the_closed_form_is_what_a_trace_counts(name: str, ratio: float) -> None:
-    """The layers, and all that policies read and compute."""
-    model = subject("llava", "sdpa")
-    inputs, items = model.make_inputs(text=6), ZOO[name].build(Keep(ratio=ratio))
-    costs, total = CostModel.of(model.model), inputs["input_ids"].shape[1]
-    cost = count(model.model, inputs, items)
-    stages = Plan.of(items, costs.shape).stages
-    levels = tokens_per_layer(items, 36, costs.shape)
-    assert levels == cost.visual_tokens_per_layer
-    layers, own = costs.work(stages, 36, total - 36, behind=7)
-    assert (layers, own) == (cost.macs["prefill"], cost.macs["scorer"])
-
-
-ASKS = {"Oracle"}  # for scores that the user hands over
-ALONE = [name for name in NAMES if not issubclass(getattr(policies, name), Method) and name not in ASKS]
-
-
-@pytest.mark.parametrize("name", ALONE)
-def test_the_work_of_a_policy_alone_is_what_a_trace_counts(name: str) -> None:
-    """Composed policies are given a part that computes products, which they must not forget."""
-    model = subject("llava", "sdpa")
-    inputs, cls = model.make_inputs(text=6), getattr(policies, name)
-    part = policies.TextRelevance()
-    fields = {"policies": [part, policies.Norm()], "policy": part}
-    policy = cls(**{field: fields[field] for field in PARTS.get(name, {})})
-    kind = next(kind for kind in ("input", "decoder", "connector", "vision") if kind in policy.sites)
-    stage = Stage({"decoder": "decoder.2", "vision": "vision.1"}.get(kind, kind), policy, Keep(ratio=0.5))
-    costs = CostModel.of(model.model)
-    _, own = costs.work((stage,), 36, inputs["input_ids"].shape[1] - 36, behind=7)
-    assert own == count(model.model, inputs, stage).macs["scorer"]
-    assert own > 0 or name not in PARTS
-
-
-@pytest.mark.parametrize(("family", "images"), [("llava", 2), ("internvl", 1), ("gemma3", 2), ("idefics3", 2)])
-def test_images_one_by_one_and_merged_patches(family: str, images: int) -> None:
-    """Encoders see an image at a time, and make fewer tokens than patches of it."""
-    model = subject(family, "sdpa")
-    inputs, costs = model.make_inputs(images=images, text=6), CostModel.of(model.model)
-    visual = int(inputs["input_ids"].eq(model.family.image_token).sum())
-    stages = [Stage("input", policies.SelfAttention(), Keep(ratio=0.25))]
-    merging = [policies.VisionZip(keep=0.5)] if family == "llava" else []
-    for items in (stages, [policies.DivPrune(keep=0.25)], merging):
-        cost = count(model.model, inputs, items or None)
-        plan = Plan.of(items, costs.shape).stages
-        work = costs.work(plan, visual, inputs["input_ids"].shape[1] - visual)
-        assert work == (cost.macs["prefill"], cost.macs["scorer"])
-
-
-def test_encoders_that_run_on_images_of_any_size_are_not_guessed() -> None:
-    costs = CostModel.of(subject("llava_next", "sdpa").model)
-    assert costs.encoder is None
-    with pytest.raises(BudgetError, match="give the budget in tokens, average or kv"):
-        Budget(flops=0.5).solve(policies.FasterVLM(), costs, visual=100, text=10)
-    solved = Budget(average=0.5).solve(policies.FasterVLM(), costs, visual=100, text=10)
-    assert solved.setting == {"keep": 50}
-    assert "flops" not in solved.achieved
-    assert solved.achieved["kv"] == 60 / 110
-
-
-def test_the_work_on_embeddings() -> None:
-    model = subject("llava", "sdpa")
-    inputs, stage = model.make_inputs(), Stage("input", policies.SelfAttention("embedding"), Keep(ratio=0.5))
-    _, own = CostModel.of(model.model).work((stage,), 36, 9)
-    assert own == count(model.model, inputs, stage).macs["scorer"] == 36 * 36 * 33
-
-
-def test_rows_of_text_are_an_upper_bound() -> None:
-    """Without the number of text tokens behind the image, all of them are charged."""
-    model = CostModel.of(subject("llava", "sdpa").model)
-    stages = (Stage("decoder.2", policies.CrossAttention("text"), Keep(ratio=0.5)),)
-    shapes = stages, model.shape, model.decoder, model.encoder, (36, 36, 18, 18), 36, 9
-    assert scorers(*shapes)["decoder.1"] * 7 == scorers(*shapes, behind=7)["decoder.1"] * 9
-
-
-# --- experiments ------------------------------------------------------------------------------------------------------
-
-
-METHODS = {"Random": "Random", "FastV": {"class_path": "FastV", "init_args": {"layer": 1}}, "VTW": "VTW"}
-BUDGETS = [{"flops": 0.5}, {"kv": 0.4}, {"tokens": 20}]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with several measures."""
-    home = tmp_path_factory.mktemp("budgets")
-    task = {"class_path": "Scenes", "init_args": {"scenes": 1}}
-    file = write(home / "a.yaml", task=task, methods=METHODS, budgets=BUDGETS, unreachable="skip")
-    run(load_experiment(file), home / "out")
-    return home / "out"
-
-
-def test_rows_by_several_measures(folder: Path) -> None:
-    found = {(row["name"], row["budget"]): row for row in result(folder)["methods"]}
-    budgets = ("flops=0.5", "kv=0.4", "tokens=20")
-    assert set(found) == {("dense", None), *((name, budget) for name in METHODS for budget in budgets)}
-    assert found["dense", None]["achieved"]["flops"] == 1
-    assert 0.48 < found["Random", "flops=0.5"]["achieved"]["flops"] <= 0.5
-    assert 0.38 < found["FastV", "kv=0.4"]["achieved"]["kv"] <= 0.4
-    assert found["FastV", "tokens=20"]["final_visual_tokens"] == 20
-    assert found["VTW", "tokens=20"]["accuracy"] is None
-    for (name, budget), row in found.items():
-        if row["accuracy"] is not None and name != "dense":
-            assert row["achieved"]["average"] == pytest.approx(row["average_visual_tokens"]), (name, budget)
-
-
-def test_results_are_found_by_their_budgets(folder: Path) -> None:
-    read = Result.read(folder / "result.json")
-    assert read["Random", Budget(flops=0.5)] is read["Random", "flops=0.5"]
-    report = (folder / "report.html").read_text(encoding="utf-8")
-    assert all(label in report for label in ("50 % of FLOPs", "40 % of KV", "20 at the end"))
-
-
-def test_the_resolved_experiment_says_the_same(folder: Path) -> None:
-    again = load_experiment(folder / "config.yaml")
-    assert again.budgets == [Budget(flops=0.5), Budget(kv=0.4), Budget(tokens=20)]
-    assert resolved(again)["budgets"] == BUDGETS
-
-
-@pytest.mark.parametrize(
-    ("amount", "label"),
-    [
-        (None, ""),
-        (0.15, "15 %"),
-        (36, "36 tokens"),
-        ("average=0.25", "25 %"),
-        ("flops=0.3", "30 % of FLOPs"),
-        ("kv=1000000", "1,000,000 bytes of KV"),
-        ("kv=0.2", "20 % of KV"),
-        ("ratio=0.1", "10 % at the end"),
-        ("tokens=64", "64 at the end"),
-    ],
-)
-def test_labels(amount: Any, label: str) -> None:
-    assert amount_label(amount) == label
-
-
-BAD: dict[str, tuple[list[Any], str]] = {
-    "a misspelt measure": ([{"flop": 0.3}], r"budgets\[0\].flop: not accepted; allowed are .*Did you mean 'flops'"),
-    "two measures": ([{"flops": 0.3, "kv": 0.2}], r"budgets\[0\].*exactly one of"),
-    "above dense": ([{"flops": 1.5}], r"budgets\[0\].*1.5 is above 1"),
-    "a number in words": ([{"flops": "much"}], r"budgets\[0\].flops: expected a number, given 'much'"),
-    "twice": ([0.25, {"average": 0.25}], r"budgets\[1\]: average=0.25 is listed twice"),
-    "time": ([{"latency": 0.5}], r"budgets\[0\]: an experiment has no measured times"),
-    "more tokens than there are": ([{"tokens": 200}], "methods.Random at budget tokens=200: .*has only 144"),
-    "out of reach": ([{"flops": 0.01}], "methods.Random at budget flops=0.01: this list of stages cannot reach 0.01"),
-}
-
-
-@pytest.mark.parametrize(("budgets", "message"), BAD.values(), ids=BAD)
-def test_bad_budgets(budgets: list[Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "run", write(tmp_path / "a.yaml", budgets=budgets), "--output", tmp_path / "out")
-    assert re.search(message, said), said
-
-
-def test_budgets_on_the_command_line(tmp_path: Path) -> None:
-    experiment = load_experiment(write(tmp_path / "a.yaml"), ["--budgets", "[{kv: 0.3}, 36]"])
-    assert experiment.budgets == [Budget(kv=0.3), 36]
-
-
-def test_from_python() -> None:
-    experiment = Experiment(methods={"Random": policies.Random()}, task=Scenes(scenes=1), budgets=[Budget(flops=0.5)])
-    assert resolved(experiment)["budgets"] == [{"flops": 0.5}]
