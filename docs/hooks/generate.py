@@ -207,7 +207,16 @@ PUBLISHED = {
 }
 
 
+def latency() -> str:
+    """Speed-ups beside those that operations predict, from the stored run of `benchmarks/latency.py`."""
+    path = ROOT / "benchmarks" / "results" / "latency.json"
+    if not path.is_file():
+        return "No results are stored in this checkout. `python benchmarks/latency.py` produces them, in some minutes."
+    return str(script("benchmarks/latency.py").section(json.loads(path.read_text(encoding="utf-8"))))
+
+
 PARTS: dict[str, Callable[..., str]] = {
+    "latency": latency,
     "method": method,
     "methods": methods,
     "families": families,
