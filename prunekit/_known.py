@@ -125,7 +125,11 @@ class KnownValues(TorchDispatchMode):
         """Compute the values of a result from those of what was given."""
         changes = func._schema.is_mutable
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        unknown = hosts is None or torch.Tag.nondeterministic_seeded in func.tags or func.name() in _FILLED_LATER
+        unknown = (
+            hosts is None
+            or torch.Tag.nondeterministic_seeded in func.tags
+            or func.name().partition(".")[0] in _FILLED_LATER
+        )
         large = any(each.numel() > LARGEST and not func.is_view for each in made)
         if large and hosts and not changes and torch.Tag.pointwise in func.tags and all(map(_uniform, hosts.values())):
             corners: dict[int, Tensor | None] = {

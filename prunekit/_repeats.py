@@ -92,7 +92,8 @@ class Repeats:
                     if _read(layer):
                         return method(*args, **kwargs)
                     cache = kwargs.get("past_key_values") if index is not None else None
-                    key = self._builds[layer], _shapes(args), _shapes(kwargs), _held(cache, index)
+                    with untraced():
+                        key = self._builds[layer], _shapes(args), _shapes(kwargs), _held(cache, index)
                     if key in self._known:
                         self._again[name] = self._known[key]
                         return _output(self._known[key], args, kwargs, cache, index)

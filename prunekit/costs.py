@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from prunekit import conventions
 from prunekit._decoding import BITS, Caches
 from prunekit._known import KnownValues
 from prunekit._prompt import Prompt, make_prompt
@@ -51,6 +52,7 @@ class MethodCost:
         kv_lengths: keys in each decoder layer's cache after the prefill.
         kv_bytes: of all keys and values after the prefill.
         kv_bytes_at_end: after the last generated token.
+        published: what a paper with the convention that was asked for would print: `total`, `dense`, `share`; or None.
     """
 
     name: str
@@ -60,12 +62,14 @@ class MethodCost:
     kv_lengths: tuple[int, ...]
     kv_bytes: int
     kv_bytes_at_end: int
+    published: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, for JSON."""
         lists = {"stages": list(self.stages), "kv_lengths": list(self.kv_lengths)}
         sizes = {"kv_bytes": self.kv_bytes, "kv_bytes_at_end": self.kv_bytes_at_end}
-        return {"name": self.name, "budget": self.budget, **self.cost.to_dict(), **sizes, **lists}
+        published = {} if self.published is None else {"published": self.published}
+        return {"name": self.name, "budget": self.budget, **self.cost.to_dict(), **sizes, **lists, **published}
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Costs:
         prompt: the numbers that were asked for, and what followed from them.
         dense: the model without pruning.
         pruned: the methods, in order.
+        skipped: with `unreachable="skip"`, `name`, `budget` and `reason` of what has no count.
     """
 
     model: str
@@ -85,13 +90,15 @@ class Costs:
     prompt: dict[str, Any]
     dense: MethodCost
     pruned: tuple[MethodCost, ...]
+    skipped: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, for JSON: `pruned` is one object for one method, and a list for several."""
         found = [each.to_dict() for each in self.pruned]
         pruned = {} if not found else {"pruned": found[0] if len(found) == 1 else found}
         head = {"model": self.model, "parameters": self.parameters, "prompt": self.prompt, "convention": CONVENTION}
-        return {**head, "dense": self.dense.to_dict(), **pruned}
+        skipped = {"skipped": list(self.skipped)} if self.skipped else {}
+        return {**head, "dense": self.dense.to_dict(), **pruned, **skipped}
 
 
 def cost(
@@ -104,6 +111,7 @@ def cost(
     batch: int = 1,
     decode_tokens: int = 0,
     dtype: str = "bfloat16",
+    convention: str | None = None,
     unreachable: str = "error",
 ) -> Costs:
     """Count what methods cost on a model of which only the configuration is there.
@@ -121,7 +129,9 @@ def cost(
         batch: samples, all alike.
         decode_tokens: tokens generated after the prefill.
         dtype: of the KV cache, for its bytes.
-        unreachable: `skip` leaves out methods that cannot reach a budget, or whose count depends on the data.
+        convention: a name from `prunekit.conventions`: what a paper with that formula would print, beside the count.
+        unreachable: `skip` goes on where a method cannot reach a budget, cannot work on this model, or keeps as many
+            tokens as the data decide, and says so in `Costs.skipped`.
 
     Raises:
         CostError: no such prompt, or the number of tokens that a method keeps depends on the data.
@@ -137,12 +147,13 @@ def cost(
         raise ConfigError(f"unreachable={unreachable!r}: allowed are 'error' and 'skip'.")
     if isinstance(decode_tokens, bool) or not isinstance(decode_tokens, int) or decode_tokens < 0:
         raise CostError(f"decode_tokens={decode_tokens!r}: allowed are whole numbers from 0.")
+    rule = None if convention is None else conventions.convention(convention).name
     named = _named(methods)
     bones = skeleton(model)
-    bench = _Bench(bones.model, decode_tokens, dtype)
+    bench = _Bench(bones.model, decode_tokens, dtype, rule)
     prompt = make_prompt(bones, bench.adapter, text_tokens, images, image_size, batch)
     dense = bench.run("dense", None, (), prompt)
-    pruned = []
+    pruned, skipped = [], []
     budgets: list[Any] = list(budget) if isinstance(budget, (list, tuple)) else [budget]
     for name, item in named:
         for each in budgets:
@@ -150,7 +161,8 @@ def cost(
             try:
                 pruned.append(bench.run(name, each, bench.stages(item, each, prompt.visual), prompt))
             except PrunekitError as error:
-                if unreachable == "skip" and isinstance(error, (BudgetError, CostError)):
+                if unreachable == "skip":
+                    skipped.append({"name": name, "budget": each, "reason": str(error)})
                     continue
                 raise type(error)(f"{where}: {error}") from None
     facts = {
@@ -158,16 +170,16 @@ def cost(
         "visual_tokens": prompt.visual, "decode_tokens": decode_tokens, "dtype": dtype,
     }  # fmt: skip
     parameters = sum(parameter.numel() for parameter in bones.model.parameters())
-    return Costs(bones.name, parameters, facts, dense, tuple(pruned))
+    return Costs(bones.name, parameters, facts, dense, tuple(pruned), tuple(skipped))
 
 
 class _Bench:
     """One model, on which prompts are counted."""
 
-    def __init__(self, model: Any, decode_tokens: int, dtype: str) -> None:
+    def __init__(self, model: Any, decode_tokens: int, dtype: str, convention: str | None = None) -> None:
         self.adapter: ModelAdapter = adapter_for(model)
         self.repeats = Repeats(self.adapter)
-        self.decode_tokens, self.dtype = decode_tokens, dtype
+        self.decode_tokens, self.dtype, self.convention = decode_tokens, dtype, convention
 
     def run(self, name: str, budget: int | float | None, stages: Sequence[Stage], prompt: Prompt) -> MethodCost:
         """Count a method on a prompt."""
@@ -197,7 +209,21 @@ class _Bench:
             for stage in stages
         )
         sizes = caches.bytes(0), caches.bytes(self.decode_tokens)
-        return MethodCost(name, budget, shown, whole, caches.lengths, *sizes)
+        published = self._published(found, prompt, caches.batch)
+        return MethodCost(name, budget, shown, whole, caches.lengths, *sizes, published)
+
+    def _published(self, found: Cost, prompt: Prompt, batch: int) -> dict[str, Any] | None:
+        """What the literature's formula says of one sample."""
+        if self.convention is None:
+            return None
+        config: Any = self.adapter.model.config.get_text_config(decoder=True)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        keys = width * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        levels = [tokens // batch for tokens in found.visual_tokens_per_layer]
+        sizes = config.hidden_size, config.intermediate_size
+        said = conventions.report(self.convention, levels, *sizes, text=prompt.text, keys=keys, visual=prompt.visual)
+        numbers = {"total": said.total, "dense": said.dense, "share": said.share}
+        return {"convention": said.convention.name, "formula": said.convention.formula, **numbers}
 
     def stages(self, item: Any, budget: int | float | None, visual: int) -> tuple[Stage, ...]:
         """The stages of a method at a budget, checked against the model."""

@@ -30,6 +30,7 @@ def flops_parser() -> ArgumentParser:
     add("--decode-tokens", type=int, default=0, help="Tokens generated after the prefill.")
     add("--batch", type=int, default=1, help="Samples.")
     add("--dtype", type=str, default="bfloat16", help="Of the KV cache.")
+    add("--convention", type=str, default=None, help="Also what a paper with this formula would print: fastv, ...")
     add("--json", action="store_true", help="Print one JSON object.")
     return parser
 
@@ -48,6 +49,7 @@ def run_flops(chosen: Any) -> None:
         batch=chosen.batch,
         decode_tokens=chosen.decode_tokens,
         dtype=chosen.dtype,
+        convention=chosen.convention,
     ).to_dict()
     print(json.dumps(found, indent=2)) if chosen.json else _show(found)
 
@@ -87,19 +89,21 @@ def _show(found: dict[str, Any]) -> None:
     )
     table = Table(title=title, header_style="bold")
     table.add_column("method", no_wrap=True)
-    for name in [*rows[0]["macs"], "total", "of dense", "KV cache"]:
+    paper = [found["dense"]["published"]["convention"]] if "published" in found["dense"] else []
+    for name in [*rows[0]["macs"], "total", "of dense", "KV cache", *paper]:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         share = f"{100 * row['total_macs'] / rows[0]['total_macs']:.0f} %"
         counts = [_short(number) for number in (*row["macs"].values(), row["total_macs"])]
-        table.add_row(row["name"], *counts, share, f"{row['kv_bytes'] / 2**20:.1f} MiB")
+        printed = [f"{_short(row['published']['total'])}, {100 * row['published']['share']:.0f} %"] if paper else []
+        table.add_row(row["name"], *counts, share, f"{row['kv_bytes'] / 2**20:.1f} MiB", *printed)
     console = Console()
     (console if console.width >= 100 else Console(width=140)).print(table)
 
 
-def _short(number: int) -> str:
+def _short(number: float) -> str:
     """A count with a unit: 4.25 T."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if number >= size:
             return f"{number / size:.2f} {unit}"
-    return str(number)
+    return f"{number:g}"

@@ -1,0 +1,349 @@
+"""Counts on the meta device equal those on weights, for every family; presets, decoding, caches, and wrong requests."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from catalogue import subject
+from experiments import prunekit as command
+from experiments import refused
+from scripts import load
+from torch import nn
+from transformers import AutoModelForImageTextToText, DynamicCache
+
+import prunekit
+from prunekit import Keep, Stage, conventions, cost, flops, prune
+from prunekit._known import KnownValues, known, to_meta
+from prunekit._repeats import RecordingCache, Repeats
+from prunekit._skeleton import build
+from prunekit._trace_graph import analyse
+from prunekit.adapter import adapter_for
+from prunekit.costs import _Bench
+from prunekit.errors import (
+    BudgetError,
+    CheckpointError,
+    ConfigError,
+    CostError,
+    NeedsError,
+    PrunekitError,
+    UnsupportedModelError,
+)
+from prunekit.policies import STAR, DivPrune, FasterVLM, FastV, FlowCut, PruMerge, Random, SparseVLM
+from prunekit.presets import presets
+
+FAMILIES = (
+    "llava", "vipllava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "paligemma",
+    "gemma3", "idefics3", "smolvlm", "mistral3", "aya_vision", "ovis2", "molmo2", "glm4v",
+    "video_llava", "perception_lm",
+)  # fmt: skip
+METHODS = {
+    "dense": None,
+    "fastv": FastV(keep=0.5, layer=2),
+    "sparsevlm": SparseVLM(keep=0.5, version="plus"),
+    "divprune": DivPrune(keep=0.5),
+}
+
+
+def meta(model: Any) -> nn.Module:
+    """The same model without weights."""
+    attention = "eager" if model.config.model_type == "paligemma" else "sdpa"
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(model.config, attn_implementation=attention).eval()
+
+
+CASES = [(family, method) for family in FAMILIES for method in METHODS if family in FAMILIES[:8] or method == "fastv"]
+
+
+@pytest.mark.parametrize(("family", "method"), CASES)
+def test_without_weights_the_count_is_the_same(family: str, method: str) -> None:
+    model = subject(family, "sdpa")
+    inputs = dict(model.make_inputs(batch=2, text=(6, 9)))
+    real, bare = (flops.count(each, inputs, METHODS[method]) for each in (model.model, meta(model.model)))
+    assert bare.macs == real.macs
+    assert bare.prefill_per_layer == real.prefill_per_layer
+    assert bare.scorers == real.scorers
+    assert bare.visual_tokens_per_layer == real.visual_tokens_per_layer
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "qwen3_vl"])
+def test_layers_that_are_passed_over_count_in_full(family: str) -> None:
+    """Traced once and taken over for layers of the same build; operators without a formula, too."""
+    real = subject(family, "sdpa")
+    inputs = dict(real.make_inputs(batch=1, text=6))
+    model = meta(real.model)
+    adapter = adapter_for(model)
+    repeats = Repeats(adapter)
+    for items in ((), (FastV(keep=0.5, layer=2),), (Stage("decoder.1", Random(), Keep(ratio=0.25)),), ()):
+        cache = RecordingCache(model.config.get_text_config(decoder=True))
+        with torch.no_grad(), KnownValues():
+            given = flops.on_device(model, inputs)
+            found = flops.trace(adapter, given, items, repeats, logits_to_keep=1, past_key_values=cache)
+        assert found == flops.count(model, inputs, items)
+        plain = DynamicCache(config=real.model.config.get_text_config(decoder=True))
+        with torch.no_grad(), prune(real.model, *items) if items else nullcontext():
+            real.model(**inputs, past_key_values=plain)
+        assert [layer.keys.shape for layer in cache.layers] == [layer.keys.shape for layer in plain.layers]
+
+
+# --- decoding and caches ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "internvl", "paligemma"])
+@pytest.mark.parametrize("items", [(), (FastV(keep=0.25, layer=2),)], ids=["dense", "fastv"])
+def test_decoding_is_what_steps_cost(family: str, items: Any) -> None:
+    """The closed form against traced steps of a model with weights, on the cache that its prefill left."""
+    subject_ = subject(family, "sdpa")
+    model, steps = subject_.model, 3
+    inputs = dict(subject_.make_inputs(batch=2, text=(6, 6)))
+    from prunekit._decoding import Caches
+
+    bones = meta(model)
+    adapter = adapter_for(bones)
+    recording = RecordingCache(bones.config.get_text_config(decoder=True))
+    with torch.no_grad(), KnownValues():
+        given = flops.on_device(bones, inputs)
+        found = flops.trace(adapter, given, items, None, logits_to_keep=1, past_key_values=recording)
+    caches = Caches.of(adapter, recording, found, "float32")
+    keys = DynamicCache(config=model.config.get_text_config(decoder=True))
+    total = 0
+    with torch.no_grad(), prune(model, *items) if items else nullcontext():
+        model(**inputs, past_key_values=keys)
+        assert caches.bytes(0) == held(keys)
+        mask = inputs["attention_mask"]
+        for _ in range(steps):
+            mask = torch.cat([mask, mask[:, -1:]], 1)
+            step = {"input_ids": mask[:, -1:] * 9, "attention_mask": mask}
+            counts, _ = analyse(model, step, {"past_key_values": keys, "use_cache": True, "return_dict": True})
+            total += sum(counts.values())
+    assert caches.decode_macs(steps) == total
+    assert caches.bytes(steps) == held(keys)
+
+
+def held(cache: DynamicCache) -> int:
+    return sum(each.numel() * each.element_size() for layer in cache.layers for each in (layer.keys, layer.values))
+
+
+def test_a_full_window_keeps_its_length() -> None:
+    """Sliding layers of Gemma 3 hold a window, and steps read no more than that."""
+    config = subject("gemma3", "sdpa").model.config
+    window = config.text_config.sliding_window
+    few, many = (cost(config, text_tokens=4, decode_tokens=steps, dtype="float32") for steps in (0, 2 * window))
+    sliding = [kind == "sliding_attention" for kind in config.text_config.layer_types]
+    assert any(sliding)
+    assert not all(sliding)
+    assert many.dense.kv_bytes == few.dense.kv_bytes
+    grown = many.dense.kv_bytes_at_end - many.dense.kv_bytes
+    text = config.text_config
+    key = 2 * 4 * text.num_key_value_heads * text.head_dim  # keys and values of one token, in bytes
+    free = sum(2 * window if not slides else max(0, window - 1 - length)
+               for slides, length in zip(sliding, many.dense.kv_lengths, strict=True))  # fmt: skip
+    assert grown == key * free
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def laid_out(name: str) -> Any:
+    return cost(name, "STAR", budget=0.25, decode_tokens=2)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_are_the_published_models(name: str) -> None:
+    preset, found = presets()[name], laid_out(name)
+    assert found.parameters == pytest.approx(preset.parameters * 1e9, abs=5.1e6)  # published with two decimals
+    size = float(name.rpartition("-")[2].removesuffix("b"))
+    assert 0.9 * size < found.parameters / 1e9 < 1.35 * size
+    assert preset.hub in preset.source
+    dense, pruned = found.dense, found.pruned[0]
+    assert pruned.cost.total_macs < 0.75 * dense.cost.total_macs + dense.cost.macs["vision"]
+    assert pruned.cost.macs["vision"] == dense.cost.macs["vision"]
+    assert 0 < pruned.kv_bytes < dense.kv_bytes < dense.kv_bytes_at_end
+
+
+def test_a_preset_counts_what_the_closed_form_says() -> None:
+    """LLaVA-1.5-7B with 576 visual tokens and 95 others: the figures of docs/flops.md, and half a MiB a token."""
+    found = cost("llava-1.5-7b", text_tokens=95)
+    formula = flops.closed_form(build_config("llava-1.5-7b"), [576] * 32, text=95)
+    assert {**found.dense.cost.macs, "decode": 0} == {**formula.macs, "decode": 0}
+    assert found.dense.kv_bytes == 671 * 32 * 2 * 4096 * 2
+    assert found.dense.kv_lengths == (671,) * 32
+
+
+def build_config(name: str) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    values = dict(presets()[name].config)
+    return CONFIG_MAPPING[values.pop("model_type")](**values)
+
+
+def test_prompts() -> None:
+    one, two = (cost("tiny", images=number, batch=number, text_tokens=20) for number in (1, 2))
+    assert two.prompt["visual_tokens"] == 2 * one.prompt["visual_tokens"]
+    assert two.dense.cost.macs["vision"] == 4 * one.dense.cost.macs["vision"]
+    assert two.dense.kv_bytes == 2 * (2 * one.prompt["visual_tokens"] + 20) * one.dense.kv_bytes // (
+        one.prompt["visual_tokens"] + 20
+    )
+    halves = cost("tiny", dtype="int8", text_tokens=20)
+    assert 2 * halves.dense.kv_bytes == one.dense.kv_bytes
+    wide = cost("qwen2.5-vl-3b", image_size=(280, 560))
+    assert wide.prompt["visual_tokens"] == 10 * 20
+    tiles = [cost(name, image_size=(900, 900)).prompt["visual_tokens"] for name in ("internvl3-8b", "smolvlm2-2.2b")]
+    assert tiles == [5 * 256, 17 * 81]
+
+
+def test_a_convention_of_the_literature_stands_beside_the_count() -> None:
+    found = cost("llava-1.5-7b", "FastV", budget=144, text_tokens=95, batch=2, convention="sparsevlm")
+    said = conventions.report("sparsevlm", [576] * 32, 4096, 11008, text=95)
+    assert found.dense.published is not None
+    assert found.dense.published["total"] == said.total
+    pruned = found.pruned[0].to_dict()["published"]
+    assert pruned["share"] == pytest.approx(pruned["total"] / said.total)
+    assert "published" not in cost("tiny").dense.to_dict()
+    with pytest.raises(ConfigError, match="sparsevlm"):
+        cost("tiny", convention="sparsvlm")
+
+
+def test_policies_and_stages_alone() -> None:
+    found = cost("tiny", Random(), "CrossAttention", [Stage("input", Random(), Keep(tokens=72))], budget=0.5)
+    assert [each.stages[0]["site"] for each in found.pruned] == ["input", "decoder.2", "input"]
+    assert found.pruned[0].cost.visual_tokens_per_layer == (72,) * 8
+    several = cost("tiny", STAR(), STAR(), budget=[0.5, 0.25])
+    assert [(each.name, each.budget) for each in several.pruned] == [
+        ("STAR", 0.5), ("STAR", 0.25), ("STAR 2", 0.5), ("STAR 2", 0.25),
+    ]  # fmt: skip
+    rest = cost("tiny", FlowCut(), STAR(), budget=0.25, unreachable="skip").to_dict()
+    assert rest["pruned"]["name"] == "STAR"
+    assert [(each["name"], "depends on the data" in each["reason"]) for each in rest["skipped"]] == [("FlowCut", True)]
+
+
+def test_the_table_of_costs(tmp_path: Path) -> None:
+    script = load("benchmarks/cost_table.py")
+    assert {"STAR", "FastV", "DivPrune"} <= set(script.methods())
+    assert script.main(["--models", "tiny", "--methods", "Random", "FlowCut", "--output", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "costs.json").read_text())
+    assert [row["method"] for row in rows] == ["dense", *["Random"] * 4, *["FlowCut"] * 4]
+    assert len((tmp_path / "costs.csv").read_text().splitlines()) == 10
+    assert f"| Random | {100 * rows[1]['share']:.1f} % |" in (tmp_path / "costs.md").read_text()
+
+
+# --- numbers of the host ----------------------------------------------------------------------------------------------
+
+
+def test_values_follow_from_values() -> None:
+    with KnownValues():
+        ids = to_meta(torch.tensor([[3, 1, 3, 0]]))
+        flags = ids == 3
+        assert flags.sum().item() == 2
+        assert flags.long().cumsum(1).tolist() == [[1, 1, 2, 2]]
+        assert torch.tensor([5, 6], device="meta").tolist() == [5, 6]
+        states = torch.empty(1, 4, 2, device="meta")
+        assert states[flags].shape == (2, 2)
+        assert known(states) is None
+        with pytest.raises(CostError, match="depends on the data"):
+            states.sum().item()
+
+
+def test_values_that_were_written_over_are_forgotten() -> None:
+    with KnownValues():
+        zeros = torch.zeros(2, 3, device="meta")
+        assert known(zeros[:, 1]) is not None
+        zeros[0].fill_(7)
+        assert zeros.tolist() == [[7] * 3, [0] * 3]
+        zeros[:, :1].copy_(torch.empty(2, 1, device="meta"))
+        assert known(zeros) is None
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_json_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("flops", "llava-1.5-7b", "STAR", "--json", "--decode-tokens", "4") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "llava-1.5-7b"
+    for each in (found["dense"], found["pruned"]):
+        assert list(each["macs"]) == ["vision", "projector", "scorer", "prefill", "lm_head", "decode"]
+        assert each["flops"] == 2 * each["total_macs"] == 2 * sum(each["macs"].values())
+        assert len(each["visual_tokens_per_layer"]) == len(each["prefill_per_layer"]) == len(each["kv_lengths"]) == 32
+        assert sum(each["scorers"].values()) == each["macs"]["scorer"]
+        assert each["kv_bytes"] == sum(each["kv_lengths"]) * 2 * 4096 * 2
+    assert found["convention"]["attention"].startswith("full")
+    assert command("flops", "tiny", "STAR", "FastV", "--json", "--budget", "72") == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)["pruned"]] == ["STAR", "FastV"]
+    assert command("flops", "tiny", "--json") == 0
+    assert "pruned" not in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("lava-1.5-7b", "STAR"), "Did you mean 'llava-1.5-7b'?"),
+        (("nobody/llava-1.5-7b", "STAR"), "not in the local cache"),
+        (("tiny", "STRA"), "Did you mean 'STAR'?"),
+        (("tiny", "--images", "0"), "images=0: allowed are whole numbers from 1"),
+        (("tiny", "--batch", "-2"), "batch=-2"),
+        (("tiny", "--text-tokens", "3"), "text_tokens=3: allowed are whole numbers from 4"),
+        (("tiny", "--decode-tokens", "-1"), "decode_tokens=-1"),
+        (("tiny", "--dtype", "bfloat"), "Did you mean 'bfloat16'?"),
+        (("tiny", "--image-size", "large"), "--image-size 'large'"),
+        (("tiny", "--image-size", "0x9"), "allowed are a height and a width"),
+        (("tiny", "--image-size", "97"), "resizes every image to 96x96"),
+        (("qwen2-vl-7b", "--image-size", "10x9000"), "aspect ratio"),
+        (("tiny", "STAR", "--budget", "-0.5"), "methods.STAR at budget -0.5"),
+        (("tiny", "STAR", "--budget", "500"), "a sample has only 144"),
+        (("tiny", "STAR", "--budget", "half"), "--budget 'half'"),
+        (("tiny", "FastV", "--budget", "0.01"), "cannot reach 1.44"),
+        (("tiny", "FlowCut"), "depends on the data"),
+        (("tiny", "PruMerge", "--budget", "none"), "depends on the data"),
+        (("tiny", "Random", "--budget", "none"), "has no budget of its own"),
+    ],
+)
+def test_wrong_requests_are_named(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], part: str) -> None:
+    assert part in refused(capsys, "flops", *words)
+
+
+def test_wrong_models_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        cost(str(folder))
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UnsupportedModelError, match="'bert'"):
+        cost(str(folder))
+    (folder / "config.json").write_text('{"model_type": "lava"}')
+    with pytest.raises(CheckpointError, match="lava"):
+        cost(str(folder))
+    with pytest.raises(ConfigError, match="int is no model"):
+        cost(7)
+    with pytest.raises(CostError, match=r"processor of 'mistral3'.*known are llava"):
+        cost(subject("mistral3", "sdpa").model)
+    with pytest.raises(NeedsError, match="CLS"):
+        cost("qwen2.5-vl-3b", FasterVLM(keep=64))
+    with pytest.raises(BudgetError, match="budget"):
+        cost("tiny", STAR(), budget=True)
+    with pytest.raises(ConfigError, match="unreachable"):
+        cost("tiny", unreachable="ignore")
+    assert issubclass(CostError, PrunekitError)
+
+
+def test_a_folder_and_a_config_are_the_same_model(tmp_path: Path) -> None:
+    config = build_config("llava-1.5-7b")
+    config.save_pretrained(tmp_path)
+    by_name, *others = (cost(each).dense.cost for each in ("llava-1.5-7b", config, str(tmp_path)))
+    assert others == [by_name, by_name]
+    assert cost("llava-hf/llava-1.5-7b-hf").dense.cost == by_name  # from the cache, or else the preset
+    with pytest.raises(CostError, match=r"methods.PruMerge: .*keep=\.\.\."):
+        cost(config, PruMerge())
+
+
+def test_the_name_is_there_without_a_tracer() -> None:
+    assert prunekit.cost is cost
+    with pytest.raises(AttributeError, match="costs_nothing"):
+        _ = prunekit.costs_nothing  # type: ignore[attr-defined]
+    assert _Bench(build(build_config("llava-1.5-7b"), "llava"), 0, "float16").adapter.depth == 32
