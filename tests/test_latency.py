@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+import textwrap
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from experiments import prunekit, refused, write
 
 from prunekit import Keep, Stage, flops
@@ -159,6 +162,12 @@ def test_text_is_lengthened() -> None:
     assert longer["pixel_values"] is inputs["pixel_values"]
     with pytest.raises(MeasurementError, match="text_tokens: 2 is too few"):
         at_length(inputs, adapter_for(model), 2)
+
+
+def test_the_name_of_the_baseline_is_taken() -> None:
+    model, inputs = model_and_inputs()
+    with pytest.raises(MeasurementError, match="'dense' is taken"):
+        measure(model, inputs, {"dense": STAR(keep=4)}, QUICK, roofline=False)
 
 
 def test_numbers_that_measure_nothing_are_refused() -> None:
@@ -496,6 +505,34 @@ def test_callbacks_log_time_and_memory(logged: dict[str, float]) -> None:
         "decode_speedup/STAR 50 %",
     }
     assert "accuracy/STAR 50 %" in logged
+
+
+def test_a_callback_beside_the_yaml_file(tmp_path: Path) -> None:
+    """Found by its module's name, and found again by the configuration of the run, from anywhere."""
+    code = """
+        from pathlib import Path
+        from pytorch_lightning import Callback
+
+        class Noting(Callback):
+            def __init__(self, file: str):
+                self.file = file
+
+            def on_test_end(self, trainer, pl_module):
+                Path(self.file).write_text(" ".join(sorted(trainer.callback_metrics)))
+        """
+    (tmp_path / "my_callback_module.py").write_text(textwrap.dedent(code))
+    noting = {"class_path": "my_callback_module.Noting", "init_args": {"file": str(tmp_path / "noted")}}
+    trainer = {"accelerator": "cpu", "enable_progress_bar": False, "callbacks": [noting, "KeptTokensCallback"]}
+    task = {"class_path": "Scenes", "init_args": {"scenes": 1}}
+    path = write(tmp_path / "my.yaml", trainer=trainer, task=task, methods={"Random": "Random"}, budgets=[0.5])
+    assert prunekit("run", path, "--output", tmp_path / "run") == 0
+    assert "visual_tokens/Random 50 %/decoder.3" in (tmp_path / "noted").read_text()
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["trainer"]["callbacks"] == [noting, "KeptTokensCallback"]
+    assert config["imports"] == [str(tmp_path)]
+    del sys.modules["my_callback_module"]
+    assert prunekit("run", tmp_path / "run" / "config.yaml", "--output", tmp_path / "again") == 0
+    del sys.modules["my_callback_module"]
 
 
 def test_misspelt_callbacks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from prunekit.errors import ConfigError, nearest
 from prunekit.evaluation._explain import explain
@@ -45,6 +46,7 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experime
     folders = [path.resolve().parent, Path.cwd()]
     with _importable([*folders, *(path.parent / f for f in raw.get("imports") or [])]):
         experiment = _parse(raw, overrides, path)
+        _import_classes(experiment.trainer)
     own = _own_folder(resolved(experiment), path.resolve().parent)
     return replace(experiment, imports=sorted({*_absolute(experiment.imports, path), *own}))
 
@@ -93,7 +95,8 @@ def _parse(raw: dict[str, Any], overrides: Sequence[str], path: Path) -> Experim
         raise _refusal(raw, path.name, error) from None
     try:
         parsed = parser.parse_args(list(overrides), namespace=parsed)
-        return Experiment(**vars(parser.instantiate(parsed)))
+        made = vars(parser.instantiate(parsed))
+        return Experiment(**made | {"trainer": _plain(made["trainer"])})
     except ArgumentError as error:
         raise _refusal(_overridden(raw, overrides), "command line" if overrides else path.name, error) from None
     except ValueError as error:  # raised by a class while it was built
@@ -184,6 +187,24 @@ def _importable(folders: Sequence[Path]) -> Iterator[None]:
 def _own_folder(plain: Any, folder: Path) -> list[str]:
     """The YAML's folder, if one of its classes comes from there, so that the resolved config finds it from anywhere."""
     return [str(folder)] if any(_file(name).parent == folder for name in _class_paths(plain)) else []
+
+
+def _plain(value: Any) -> Any:
+    """Settings as the YAML has them: jsonargparse makes a namespace of what looks like a class."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+def _import_classes(trainer: dict[str, Any]) -> None:
+    """Import the modules of loggers and callbacks while they can be found; the Trainer is built later, and refuses."""
+    callbacks = trainer.get("callbacks")
+    names = callbacks if isinstance(callbacks, list) else [callbacks]
+    for name in [*_class_paths(trainer), *(name for name in names if isinstance(name, str))]:
+        with suppress(ImportError):
+            importlib.import_module(name.rpartition(".")[0] or "prunekit")
 
 
 def _class_paths(plain: Any) -> Iterator[str]:

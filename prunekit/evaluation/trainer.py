@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import signal
 import threading
@@ -31,7 +32,8 @@ def make_trainer(settings: dict[str, Any]) -> Trainer:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
     try:
-        parsed = parser.parse_object({"trainer": {**DEFAULTS, **settings}})
+        own = copy.deepcopy({**DEFAULTS, **settings})  # the parser writes into what it is given
+        parsed = parser.parse_object({"trainer": own})
         arguments = parser.instantiate(parsed)["trainer"]
         with _quiet():
             return Trainer(**vars(arguments))

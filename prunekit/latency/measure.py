@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunekit import flops
 from prunekit.adapter import ModelAdapter, adapter_for
+from prunekit.errors import MeasurementError
 from prunekit.evaluation.cells import Cell
 from prunekit.evaluation.experiment import DENSE
 from prunekit.latency.profiled import peak_memory, scorer_seconds
@@ -49,7 +50,7 @@ def measure(
         roofline: whether operations, bytes and the device's peaks are measured, too.
 
     Raises:
-        MeasurementError: the device has no such timer.
+        MeasurementError: the device has no such timer, or a method is named `dense`.
         PrunekitError: a method does not fit the model, see `prune`; for the roofline, attention that cannot be counted.
     """
     protocol, adapter = protocol or Protocol(), adapter_for(model)
@@ -104,6 +105,8 @@ def _cells(methods: Mapping[str, Items] | Sequence[Cell], adapter: ModelAdapter)
     """The dense model first, and methods as cells."""
     if not isinstance(methods, Mapping):
         return [cell for cell in methods if cell.stages is not None]
+    if DENSE in methods:
+        raise MeasurementError(f"methods: the name {DENSE!r} is taken by the baseline, which is always measured.")
     given = {name: [items] if isinstance(items, (Method, Stage)) else list(items) for name, items in methods.items()}
     stages = {name: Plan.of(items, adapter.shape).stages for name, items in given.items()}
     return [Cell(DENSE, None, ()), *(Cell(name, None, each) for name, each in stages.items())]
