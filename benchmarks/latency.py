@@ -67,7 +67,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small model, to see that all of it runs")
     for name, value in (("hidden", 1024), ("layers", 12), ("side", 24), ("keep", 64), ("text", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    for name, value in (("repeats", 5), ("threads", 2), ("decode-tokens", 8)):
+    for name, value in (("repeats", 5), ("threads", 2), ("decode-tokens", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, BOUND])
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
