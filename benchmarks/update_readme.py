@@ -3,10 +3,12 @@
 ```
 prunekit run quickstart --output runs/quickstart
 python benchmarks/update_readme.py runs/quickstart
+prunekit run zoo --output runs/zoo
+python benchmarks/update_readme.py runs/zoo --name zoo
 ```
 
-Copies result.json to `benchmarks/results/quickstart.json` and pareto.png to `docs/images/quickstart.png`, and writes
-the table between the marks in README.md. Numbers are never typed by hand.
+Copies result.json to `benchmarks/results/NAME.json` and pareto.png to `docs/images/NAME.png`, and writes the table of
+`quickstart` between the marks in README.md. Numbers are never typed by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 __all__ = ["main", "section", "update"]
 
 
-def section(result: dict[str, Any], picture: str) -> str:
+COMMANDS = {"quickstart": "make demo", "zoo": "prunekit run zoo"}
+
+
+def section(result: dict[str, Any], picture: str, name: str = "quickstart") -> str:
     """The table, the picture and a sentence on where the numbers come from, in Markdown."""
     head = ["Method", "Budget", "Tokens per layer", "At the end", "Accuracy, %", "FLOPs", "Prefill, ms"]
     align = ["---", "---", *["---:"] * 5]
@@ -35,7 +40,7 @@ def section(result: dict[str, Any], picture: str) -> str:
     parts = [
         "\n".join(lines),
         *(["Not reachable:\n\n" + "\n".join(sorted(reasons))] if reasons else []),
-        origin(result),
+        origin(result, name),
     ]
     return "\n\n".join([f"![Accuracy over the cost of the prefill, for every method and budget]({picture})", *parts])
 
@@ -70,7 +75,7 @@ def operations(value: int | None) -> str:
     return f"{value / size:.3g} {unit}".strip()
 
 
-def origin(result: dict[str, Any]) -> str:
+def origin(result: dict[str, Any], name: str) -> str:
     """Where the numbers come from, and what they mean."""
     provenance, task = result["provenance"], result["task"]
     machine = provenance["hardware"]
@@ -86,12 +91,12 @@ def origin(result: dict[str, Any]) -> str:
         + " ".join(shown)
         + f"\n\nTask {task['name']} (version {task['version']}), {task['samples']:,} questions, seed"
         f" {provenance['seed']}; {described}; {versions}; {provenance['date'][:10]}. Every number is from one run of"
-        " `make demo`, stored in `benchmarks/results/quickstart.json`."
+        f" `{COMMANDS[name]}`, stored in `benchmarks/results/{name}.json`."
     )
 
 
 def update(run: Path, root: Path = ROOT, name: str = "quickstart") -> None:
-    """Store a run's results and write the README's section."""
+    """Store a run's results, and write the README's section of the quick start."""
     source = run / "result.json"
     if not source.is_file():
         raise SystemExit(f"{source} does not exist; give the folder of a finished run.")
@@ -101,6 +106,8 @@ def update(run: Path, root: Path = ROOT, name: str = "quickstart") -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, root / "benchmarks" / "results" / f"{name}.json")
     shutil.copyfile(run / "pareto.png", root / picture)
+    if name != "quickstart":
+        return
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
@@ -113,7 +120,9 @@ def main(words: list[str] | None = None) -> int:
     """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    update(parser.parse_args(words).run)
+    parser.add_argument("--name", choices=COMMANDS, default="quickstart", help="which experiment it was")
+    options = parser.parse_args(words)
+    update(options.run, name=options.name)
     return 0
 
 

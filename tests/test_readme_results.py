@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from scripts import ROOT, load
 
 
@@ -60,3 +61,15 @@ def test_readme_shows_the_stored_results() -> None:
     shown = text.split(script.BEGIN)[1].split(script.END)[0].strip()
     assert shown == script.section(json.loads(stored.read_text(encoding="utf-8")), "docs/images/quickstart.png")
     assert (ROOT / "docs/images/quickstart.png").is_file()
+
+
+def test_every_method_of_the_zoo_was_run() -> None:
+    stored = json.loads((ROOT / "benchmarks/results/zoo.json").read_text(encoding="utf-8"))
+    shipped = yaml.safe_load((ROOT / "benchmarks/experiments/zoo.yaml").read_text(encoding="utf-8"))
+    assert {row["name"] for row in stored["methods"]} == {"dense", *shipped["methods"]}
+    budgets = {name: {row["budget"] for row in stored["methods"] if row["name"] == name} for name in shipped["methods"]}
+    expected = {name: {None} if name in shipped["fixed"] else {*shipped["budgets"]} for name in shipped["methods"]}
+    assert budgets == expected
+    text = load("benchmarks/update_readme.py").section(stored, "docs/images/zoo.png", "zoo")
+    assert "prunekit run zoo" in text
+    assert (ROOT / "docs/images/zoo.png").is_file()

@@ -186,7 +186,7 @@ def results(name: str = "quickstart") -> str:
     if not path.is_file():
         return "No results are stored in this checkout. `make demo` produces them on your machine, in some minutes."
     made: Any = script("benchmarks/update_readme.py")
-    return str(made.section(json.loads(path.read_text(encoding="utf-8")), picture=f"docs/images/{name}.png"))
+    return str(made.section(json.loads(path.read_text(encoding="utf-8")), f"docs/images/{name}.png", name))
 
 
 def releases() -> str:
