@@ -32,7 +32,7 @@ class TraceRecord:
 
 @contextmanager
 def cost_scope(name: str) -> Iterator[None]:
-    """Name the operators inside for a `torch.jit` trace or a profiler that is running: a policy's own cost is told apart."""
+    """Name the operators inside for a running `torch.jit` trace or profiler, to tell a policy's own cost apart."""
     state = torch._C._get_tracing_state()
     if state is None:
         with torch.profiler.record_function(name) if torch.autograd._profiler_enabled() else nullcontext():
