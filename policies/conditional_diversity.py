@@ -97,10 +97,11 @@ class ConditionalDiversity(PruningPolicy):
         alone = kernel.diagonal(dim1=1, dim2=2)
         gain = alone.masked_fill(~tokens.valid, LEAST)
         slack = (_ROUNDING * gain.amax(1, keepdim=True)).nan_to_num(0).clamp(min=0)
+        noise = _NOISE * alone
         steps = max(tokens.budget(keep))
         found = kernel.new_zeros(len(kernel), steps, kernel.shape[1])  # rows of the Cholesky factor
-        picks = []
-        for step in range(steps):
+        picks, taken = [], ~tokens.valid
+        for step in torch.arange(steps, device=found.device).split(1):
             pick = first_best(gain, slack)
             picks.append(pick)
             own = found.gather(2, pick[:, None].expand(-1, steps, -1))  # [batch, steps, 1]
@@ -108,10 +109,10 @@ class ConditionalDiversity(PruningPolicy):
             left = gain.gather(1, pick)
             update = (row - (own * found).sum(1)) / left.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
             update = torch.where(left > 0, update, 0)
-            found = found.index_copy(1, torch.tensor([step], device=found.device), update[:, None])
+            found = found.index_copy(1, step, update[:, None])
+            taken = taken.scatter(1, pick, True)
             gain = gain - update.square()
-            gain = torch.where(gain > _NOISE * alone, gain, 0).masked_fill(~tokens.valid, LEAST)
-            gain = gain.scatter(1, torch.cat(picks, 1), LEAST)
+            gain = torch.where(gain > noise, gain, 0).masked_fill(taken, LEAST)
         return torch.cat(picks, 1) if picks else tokens.valid.new_zeros(len(kernel), 0, dtype=torch.long)
 
     def products(self, given: Products) -> int:

@@ -63,19 +63,19 @@ class Coverage(PruningPolicy):
         similar = cosines(tokens.states[_FEATURES]) * valid[:, None] * valid[..., None]  # padding covers nothing
         weight = tokens.attention["cls"].float() ** self.alpha if self.alpha else torch.ones_like(similar[:, 0])
         covered = torch.zeros_like(weight)
-        free = valid
+        taken = ~valid
         picks: list[Tensor] = []
         slack = torch.zeros_like(weight[:, :1])
         for _ in range(max(tokens.budget(keep))):
             gain = (similar - covered[..., None]).clamp(min=0).sum(1) * weight  # [batch, candidates]
-            gain = gain.masked_fill(~free, LEAST)
+            gain = gain.masked_fill(taken, LEAST)
             if not picks:  # two tokens that cover each other alone tie, too
                 slack = (_ROUNDING * gain.amax(1, keepdim=True)).nan_to_num(0).clamp(min=0)
             pick = first_best(gain, slack)
             picks.append(pick)
             own = similar.gather(2, pick[:, None].expand(-1, similar.shape[1], -1))[..., 0]
             covered = torch.maximum(covered, own)
-            free = free.scatter(1, pick, False)
+            taken = taken.scatter(1, pick, True)
         return torch.cat(picks, 1) if picks else valid.new_zeros(len(valid), 0, dtype=torch.long)
 
     def products(self, given: Products) -> int:

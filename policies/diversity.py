@@ -65,13 +65,14 @@ class Diversity(PruningPolicy):
         itself = torch.eye(distance.shape[1], dtype=torch.bool, device=distance.device)
         others = distance.masked_fill(itself | ~valid[:, None], torch.inf)
         nearest = others.amin(-1).masked_fill(~valid, LEAST)  # a token alone in its row is infinitely far
-        picks = []
+        picks: list[Tensor] = []
+        taken = ~valid
         for _ in range(max(counts)):
             pick = first_best(nearest, _ROUNDING)
-            picks.append(pick)
             row = distance.gather(1, pick[..., None].expand(-1, -1, distance.shape[2]))[:, 0]
-            nearest = row.masked_fill(~valid, LEAST) if len(picks) == 1 else torch.minimum(nearest, row)
-            nearest = nearest.scatter(1, torch.cat(picks, 1), LEAST)
+            taken = taken.scatter(1, pick, True)
+            nearest = (torch.minimum(nearest, row) if picks else row).masked_fill(taken, LEAST)
+            picks.append(pick)
         return torch.cat(picks, 1) if picks else valid.new_zeros(len(counts), 0, dtype=torch.long)
 
     def products(self, given: Products) -> int:

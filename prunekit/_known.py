@@ -8,7 +8,7 @@ Weights, pixels and all that follows from them have shapes only, and asking for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from prunekit.errors import CostError
 
@@ -70,11 +70,15 @@ class _Made(TorchFunctionMode):
 
 
 class KnownValues(TorchDispatchMode):
-    """While it is on, values of meta tensors that follow from known ones are known."""
+    """While it is on, values of meta tensors that follow from known ones are known.
+
+    It remembers what an operator makes of which shapes, and may be entered again.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._made = ExitStack()
+        self._shapes: dict[Any, tuple[bool, list[Any]]] = {}
 
     def __enter__(self) -> KnownValues:
         self._made.enter_context(_Made())
@@ -86,11 +90,12 @@ class KnownValues(TorchDispatchMode):
         self._made.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with untraced():  # what is done here to find shapes and values is no part of the model
+        # What is done here to find shapes and values is no part of the model.
+        with untraced(), torch._C.DisableTorchFunction():
             return self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = [*_tensors(args), *_tensors(kwargs.values())]
         to = kwargs.get("device")
         if all(tensor.device.type != "meta" for tensor in given) and (to is None or torch.device(to).type != "meta"):
             return func(*args, **kwargs)
@@ -98,9 +103,26 @@ class KnownValues(TorchDispatchMode):
         complete = all(host is not None for host in hosts.values())
         if _reads(func, given, to):
             return self._read(func, args, kwargs, hosts, complete)
-        result = func(*args, **kwargs)
+        result = self._shaped(func, args, kwargs)
         self._follow(func, args, kwargs, given, hosts if complete else None, result)
         return result
+
+    def _shaped(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of an operator on the meta device; it has run once for arguments of the same shapes."""
+        key = _key((func, args, kwargs)) if _makes(func) else None
+        if key is None:
+            return func(*args, **kwargs)
+        found = self._shapes.get(key)
+        if found is None:
+            result = func(*args, **kwargs)
+            several = isinstance(result, (tuple, list))
+            made = list(result) if several else [result]
+            if all(isinstance(each, Tensor) and each.device.type == "meta" for each in made):
+                self._shapes[key] = several, [(each.shape, each.stride(), each.dtype) for each in made]
+            return result
+        several, sizes = found
+        fresh = [torch.empty_strided(shape, steps, dtype=dtype, device="meta") for shape, steps, dtype in sizes]
+        return tuple(fresh) if several else fresh[0]
 
     def _read(self, func: Any, args: Any, kwargs: Any, hosts: dict[int, Tensor | None], complete: bool) -> Any:
         """An operator whose result has values (or a shape) that only the host can tell."""
@@ -124,7 +146,7 @@ class KnownValues(TorchDispatchMode):
     ) -> None:
         """Compute the values of a result from those of what was given."""
         changes = func._schema.is_mutable
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        made = list(_tensors((result,)))
         unknown = (
             hosts is None
             or torch.Tag.nondeterministic_seeded in func.tags
@@ -142,13 +164,13 @@ class KnownValues(TorchDispatchMode):
             for place, argument in enumerate(func._schema.arguments if changes else ()):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     target = args[place] if place < len(args) else kwargs.get(argument.name)
-                    for tensor in tree_leaves(target):
-                        if isinstance(tensor, Tensor) and hasattr(tensor, "_known_values"):
+                    for tensor in _tensors((target,)):
+                        if hasattr(tensor, "_known_values"):
                             tensor._known_values.true[0] = False
             return
         assert hosts is not None
         values = func(*_hosts(args, hosts), **_hosts(kwargs, hosts))
-        for tensor, host in zip(made, [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)], strict=True):
+        for tensor, host in zip(made, _tensors((values,)), strict=True):
             if hasattr(tensor, "_known_values") and any(tensor is each for each in given):
                 continue  # changed in place, and its values with it
             truths = (
@@ -192,8 +214,39 @@ def _uniform(host: Tensor | None) -> bool:
 
 def _hosts(values: Any, hosts: dict[int, Tensor | None]) -> Any:
     """The same arguments on the CPU."""
-    values = tree_map_only(Tensor, lambda tensor: hosts[id(tensor)], values)
-    return tree_map_only(torch.device, lambda device: torch.device("cpu"), values)
+    if isinstance(values, Tensor):
+        return hosts[id(values)]
+    if isinstance(values, (tuple, list)):
+        return [_hosts(each, hosts) for each in values]
+    if isinstance(values, dict):
+        return {name: _hosts(each, hosts) for name, each in values.items()}
+    return torch.device("cpu") if isinstance(values, torch.device) else values
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors among the arguments of an operator, whose lists are not nested deeper."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+
+
+def _makes(func: Any) -> bool:
+    """Whether an operator makes new tensors."""
+    schema = func._schema
+    return not schema.is_mutable and all(each.alias_info is None for each in schema.returns)
+
+
+def _key(value: Any) -> Any:
+    """An argument without its data; numbers with their types, since 1 and True are equal."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_key, value))
+    if isinstance(value, dict):
+        return tuple((name, _key(each)) for name, each in value.items())
+    return type(value), value
 
 
 def _certain(tensor: Tensor) -> Tensor:

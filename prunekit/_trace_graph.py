@@ -8,16 +8,18 @@ And fvcore knows only scopes that are modules, whereas a policy's work has a sco
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from math import prod
 from typing import Any
 
 import torch
 from fvcore.nn import jit_handles
-from fvcore.nn.jit_analysis import _IGNORED_OPS, JitModelAnalysis
+from fvcore.nn.jit_analysis import _IGNORED_OPS, _get_scoped_trace_graph
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 from torch.overrides import TorchFunctionMode
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -26,6 +28,7 @@ from prunekit._repeats import Repeats
 __all__ = ["HANDLES", "analyse", "attention_macs", "matmul_macs"]
 
 _set_tracing_state: Callable[[Any], None] = getattr(torch._C, "_set_tracing_state")  # noqa: B009, not in torch's stubs
+_CALLS = ("prim::PythonOp", "prim::CallFunction")  # of functions that a trace does not look into
 Values = Sequence[Any]
 Shape = Sequence[int]
 
@@ -92,16 +95,18 @@ def analyse(
         operator that has no formula.
     """
     run = _Run(model, tuple(tensors), others)
-    analysis = _ByScope(run, tuple(tensors.values()))
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analysis.set_op_handle(**{name: _by_scope(handle) for name, handle in HANDLES.items()})
+    names = {module: name for name, module in run.named_modules()}
     try:
-        with nullcontext() if repeats is None else repeats.passing_over():
-            counted = analysis.by_operator()
+        with (
+            nullcontext() if repeats is None else repeats.passing_over(),
+            warnings.catch_warnings(),
+            suppress(_Counted),
+        ):
+            warnings.filterwarnings("ignore", category=TracerWarning)
+            _get_scoped_trace_graph(run, tuple(tensors.values()), names)
     finally:
         _remove_hooks(model)
-    counts = Counter({scope.removeprefix("model."): int(number) for scope, number in counted.items()})
-    uncounted = analysis.uncounted
+    counts, uncounted = run.counts, run.uncounted
     if repeats is not None:
         counts, uncounted = repeats.settle(counts, uncounted)
     total: Counter[str] = Counter()
@@ -111,28 +116,54 @@ def analyse(
 
 
 class _Run(nn.Module):
-    """The forward pass, with tensors as arguments."""
+    """The forward pass, with tensors as arguments, and what its operators cost.
+
+    Operators are counted when the pass is over and its graph complete. Torch would now clean the graph up, which takes
+    longer than the pass and removes what is to be counted; so the trace ends here, with `_Counted`.
+    """
 
     def __init__(self, model: nn.Module, names: tuple[str, ...], others: Mapping[str, Any]) -> None:
         super().__init__()
         self.model, self._names, self._others = model, names, others
+        self.counts: Counter[str] = Counter()
+        self.uncounted: Counter[tuple[str, str]] = Counter()
 
     def forward(self, *tensors: Tensor) -> Any:
         with _HostNumbers(), _masks_apart():
-            output = self.model(**dict(zip(self._names, tensors, strict=True)), **self._others)[0]
-        graph = torch._C._get_tracing_state().graph()
-        for node in list(_nodes(graph)):
-            for value in () if node.kind() in _IGNORED_OPS else node.outputs():
-                if value.isCompleteTensor():
-                    graph.registerOutput(value)  # what is an output is not dead
-        return output
+            self.model(**dict(zip(self._names, tensors, strict=True)), **self._others)
+        for node in _nodes(torch._C._get_tracing_state().graph()):
+            kind = node.kind()
+            handle = HANDLES.get(kind)
+            if handle is not None:
+                number = handle(list(node.inputs()), list(node.outputs()))
+                number = sum(number.values()) if isinstance(number, Counter) else number
+                self.counts[_scope(node)] += int(number)
+            elif _is_work(kind) and any(map(_is_data, node.outputs())):
+                self.uncounted[_scope(node), kind] += 1
+        raise _Counted
 
 
-def _nodes(block: Any) -> Iterator[Any]:
-    for node in block.nodes():
-        yield node
-        for inner in node.blocks():
-            yield from _nodes(inner)
+class _Counted(Exception):
+    """The pass is over and has been counted."""
+
+
+def _is_work(kind: str) -> bool:
+    """Whether an operator computes something by fvcore's rule."""
+    return kind not in _IGNORED_OPS and (kind in _CALLS or not kind.startswith("prim::"))
+
+
+def _is_data(value: Any) -> bool:
+    """Whether an operator makes a tensor, and not a single integer, as the arithmetic of shapes does."""
+    return bool(value.isCompleteTensor() and (value.type().dim() > 0 or value.type().scalarType() != "Long"))
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """All nodes, those inside others too, in any order."""
+    blocks = [graph]
+    while blocks:
+        for node in blocks.pop().nodes():
+            yield node
+            blocks += node.blocks()
 
 
 class _HostNumbers(TorchFunctionMode):
@@ -142,7 +173,7 @@ class _HostNumbers(TorchFunctionMode):
     passes know no operator that fills a tensor with a boolean.
     """
 
-    _SHAPES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+    _SHAPES = frozenset((Tensor.shape.__get__, Tensor.size))  # type: ignore[attr-defined]
     _FILLS = ("masked_fill", "masked_fill_", "scatter", "scatter_", "index_fill", "index_fill_", "fill_")
 
     _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -200,38 +231,10 @@ def _convolution(
     return torch._convolution(input, weight, bias, steps, edges, gaps, False, [0] * axes, groups, *kernels)
 
 
-class _ByScope(JitModelAnalysis):  # type: ignore[misc]
-    """Puts everything down to the whole; the handles tell scopes apart, and so does `uncounted`."""
-
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        super().__init__(model, inputs)
-        self.uncounted: Counter[tuple[str, str]] = Counter()
-
-    def _get_all_ancestors(self, module_name: str) -> set[str]:
-        return {""}
-
-    def _should_ignore_node(self, node: Any) -> bool:
-        ignored = bool(super()._should_ignore_node(node))
-        if not ignored:
-            self.uncounted[_scope(node).removeprefix("model."), node.kind()] += 1
-        return ignored
-
-
 def _scope(node: Any) -> str:
     """The innermost module that an operator runs in; a policy's scope, where it lets a module work for it."""
     scopes: list[str] = node.scopeName().split("/")
-    return next((scope for scope in scopes if scope.startswith("scorer.")), scopes[-1])
-
-
-def _by_scope(handle: Callable[[Values, Values], Any]) -> Callable[[Values, Values], Counter[str]]:
-    """The same count under the name of the innermost scope instead of the operator's."""
-
-    def counted(inputs: Values, outputs: Values) -> Counter[str]:
-        number = handle(inputs, outputs)
-        number = sum(number.values()) if isinstance(number, Counter) else number
-        return Counter({_scope(outputs[0].node()): int(number)})
-
-    return counted
+    return next((scope for scope in scopes if scope.startswith("scorer.")), scopes[-1]).removeprefix("model.")
 
 
 def _remove_hooks(model: nn.Module) -> None:

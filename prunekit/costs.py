@@ -178,7 +178,7 @@ class _Bench:
 
     def __init__(self, model: Any, decode_tokens: int, dtype: str, convention: str | None = None) -> None:
         self.adapter: ModelAdapter = adapter_for(model)
-        self.repeats = Repeats(self.adapter)
+        self.repeats, self.values = Repeats(self.adapter), KnownValues()
         self.decode_tokens, self.dtype, self.convention = decode_tokens, dtype, convention
 
     def run(self, name: str, budget: int | float | None, stages: Sequence[Stage], prompt: Prompt) -> MethodCost:
@@ -186,7 +186,7 @@ class _Bench:
         adapter = self.adapter
         cache = RecordingCache(adapter.model.config.get_text_config(decoder=True))
         try:
-            with torch.no_grad(), KnownValues():
+            with torch.no_grad(), self.values:
                 inputs = on_device(adapter.model, prompt.inputs)
                 found = trace(adapter, inputs, stages, self.repeats, logits_to_keep=1, past_key_values=cache)
         except CostError as error:
