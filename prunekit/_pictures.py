@@ -138,6 +138,7 @@ _FAMILIES: dict[str, Callable[..., dict[str, Tensor]]] = {
     "qwen2_vl": _patched,
     "qwen2_5_vl": _patched,
     "qwen3_vl": _patched,
+    "qwen3_vl_moe": _patched,
     "idefics3": _split,
     "smolvlm": _split,
 }
