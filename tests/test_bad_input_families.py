@@ -149,7 +149,7 @@ def test_sites_that_a_family_does_not_have(family: str, site: str) -> None:
 
 
 @dataclass(frozen=True)
-class Norm(ScoringPolicy):
+class HiddenNorm(ScoringPolicy):
     """Asks for something that it does not use."""
 
     needs: Needs
@@ -161,7 +161,7 @@ class Norm(ScoringPolicy):
 NO_CLS = r"reads the attention of \[CLS\], but the vision encoder of {} has no \[CLS\] token; read 'visual' instead"
 OUT_OF_REACH = r"at 'input' reads '{}' of the vision encoder, but no adapter names.*allowed are policies that read"
 ONE_SEQUENCE = r"reads every row of 'visual'.*all images in one sequence; use Rows\(\.\.\., reduce='mean'\)"
-EVERY_ROW = Stage("input", Norm(Needs(attention=Rows("visual"))), HALF)
+EVERY_ROW = Stage("input", HiddenNorm(Needs(attention=Rows("visual"))), HALF)
 CLS = Stage("input", SelfAttention(queries="cls"), HALF)
 NEEDS: dict[str, tuple[str, Any, str]] = {
     "[CLS] of smolvlm": ("smolvlm", CLS, "SelfAttention " + NO_CLS.format("SmolVLM.*")),
@@ -176,11 +176,11 @@ NEEDS: dict[str, tuple[str, Any, str]] = {
     "[CLS] of fast_vlm": ("fast_vlm", CLS, "SelfAttention " + OUT_OF_REACH.format("cls")),
     "keys of perception_lm": (
         "perception_lm",
-        Stage("input", Norm(Needs(keys=True)), HALF),
-        "Norm " + OUT_OF_REACH.format("keys"),
+        Stage("input", HiddenNorm(Needs(keys=True)), HALF),
+        "HiddenNorm " + OUT_OF_REACH.format("keys"),
     ),
-    "every row of qwen2_vl": ("qwen2_vl", EVERY_ROW, "Norm " + ONE_SEQUENCE),
-    "every row of mistral3": ("mistral3", EVERY_ROW, "Norm " + ONE_SEQUENCE),
+    "every row of qwen2_vl": ("qwen2_vl", EVERY_ROW, "HiddenNorm " + ONE_SEQUENCE),
+    "every row of mistral3": ("mistral3", EVERY_ROW, "HiddenNorm " + ONE_SEQUENCE),
     "a layer of internvl": (
         "internvl",
         Stage("input", SelfAttention(layer=7), HALF),

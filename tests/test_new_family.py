@@ -84,7 +84,7 @@ def test_every_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "ModelAdapter ['input', 'decoder.1', 'decoder.2', 'decoder.3']" in shown
     assert re.search(r"SelfAttention .*reads 'visual' of the vision encoder.*no adapter", shown)
-    assert "['vision.0', 'vision.1', 'vision.2', 'input', 'decoder.1', 'decoder.2', 'decoder.3']" in shown
+    assert "['vision.0', 'vision.1', 'vision.2', 'connector', 'input', 'decoder.1', 'decoder.2', 'decoder.3']" in shown
     assert "28 of 28 tokens differ" in shown
     assert not {"janus", "paddleocr_vl"} & {name for each in prunekit.models.ADAPTERS for name in each.model_types}
 
@@ -101,7 +101,7 @@ def test_what_is_gained(janus: type[ModelAdapter]) -> None:
         prune(model, Stage("vision.0", Random(), Keep(ratio=0.5)))
     register_adapter(janus)
     own = adapter_for(model)
-    assert own.sites() == ["vision.0", "vision.1", "vision.2", *general.sites()]
+    assert own.sites() == ["vision.0", "vision.1", "vision.2", "connector", *general.sites()]
     assert own.tokens_per_image == 16
     assert own.grid == (4, 4)
     with torch.no_grad(), prune(model, STAR(keep=0.25)) as session:

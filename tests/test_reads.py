@@ -267,7 +267,7 @@ def test_reads_that_are_impossible(case: str) -> None:
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.packed])
 def test_patches_that_are_merged_have_no_number(family: str) -> None:
     model = subject(family, "sdpa")
-    with pytest.raises(NeedsError, match="have no one patch"):
+    with pytest.raises(NeedsError, match="reads the patch of each visual token"):
         read(model, "input", Needs(patches=True))
 
 
