@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from prunekit import conventions
+from prunekit._cost_requests import amount, left_open, named
 from prunekit._decoding import BITS, Caches
 from prunekit._known import KnownValues
 from prunekit._prompt import Prompt, make_prompt
 from prunekit._repeats import RecordingCache, Repeats
 from prunekit._skeleton import skeleton
 from prunekit.adapter import ModelAdapter, adapter_for
-from prunekit.budget import match_average
+from prunekit.budget import Budget, CostModel, match_average
 from prunekit.errors import BudgetError, ConfigError, CostError, PrunekitError, nearest
 from prunekit.flops import Cost, on_device, trace
 from prunekit.keep import Keep
@@ -31,6 +32,9 @@ __all__ = ["Costs", "MethodCost", "cost"]
 
 Item = str | Method | Stage | PruningPolicy | Sequence[Stage | Method]
 """A method by name (YAML text), a method, a policy, a stage or stages."""
+
+Amount = int | float | str | Budget
+"""A number is an average per decoder layer; texts are those of `Budget.parse`, such as `flops=0.3`."""
 
 CONVENTION = {
     "unit": "one multiply-add is one MAC, and two FLOPs",
@@ -46,7 +50,8 @@ class MethodCost:
 
     Attributes:
         name: of the method; `dense` for the model as it is.
-        budget: visual tokens per decoder layer it was matched to, as a share or a number; None: as configured.
+        budget: what it was matched to: visual tokens per decoder layer as a share or a number, or a text such as
+            `flops=0.3`; None: as configured.
         stages: `site`, `policy` and `keep` of each.
         cost: multiply-adds of the prefill, and under `decode` those of the tokens after it.
         kv_lengths: keys in each decoder layer's cache after the prefill.
@@ -56,7 +61,7 @@ class MethodCost:
     """
 
     name: str
-    budget: int | float | None
+    budget: int | float | str | None
     stages: tuple[dict[str, str], ...]
     cost: Cost
     kv_lengths: tuple[int, ...]
@@ -104,7 +109,7 @@ class Costs:
 def cost(
     model: Any,
     *methods: Item,
-    budget: int | float | Sequence[int | float] | None = None,
+    budget: Amount | Sequence[Amount] | None = None,
     text_tokens: int = 64,
     images: int = 1,
     image_size: tuple[int, int] | None = None,
@@ -121,8 +126,8 @@ def cost(
             hub name whose config is in the local cache, a config, or a model.
         *methods: names such as `"STAR"`, methods, policies, stages, or lists of stages. A policy alone becomes one
             stage: at the input or, where it reads the language model's attention, before its third layer.
-        budget: average visual tokens per decoder layer that every method is matched to, as a share or a number, or
-            several; None: methods as they are configured.
+        budget: what every method is matched to, or several: average visual tokens per decoder layer as a share or a
+            number, or a `prunekit.budget.Budget` (also as text, `flops=0.3`); None: methods as they are configured.
         text_tokens: tokens of a sample that are not visual.
         images: images of each sample.
         image_size: height and width in pixels; by default one that suits the model.
@@ -148,18 +153,18 @@ def cost(
     if isinstance(decode_tokens, bool) or not isinstance(decode_tokens, int) or decode_tokens < 0:
         raise CostError(f"decode_tokens={decode_tokens!r}: allowed are whole numbers from 0.")
     rule = None if convention is None else conventions.convention(convention).name
-    named = _named(methods)
+    listed = named(methods)
     bones = skeleton(model)
     bench = _Bench(bones.model, decode_tokens, dtype, rule)
     prompt = make_prompt(bones, bench.adapter, text_tokens, images, image_size, batch)
     dense = bench.run("dense", None, (), prompt)
     pruned, skipped = [], []
-    budgets: list[Any] = list(budget) if isinstance(budget, (list, tuple)) else [budget]
-    for name, item in named:
+    budgets = [amount(each) for each in (budget if isinstance(budget, (list, tuple)) else [budget])]
+    for name, item in listed:
         for each in budgets:
             where = f"methods.{name}" if each is None else f"methods.{name} at budget {each}"
             try:
-                pruned.append(bench.run(name, each, bench.stages(item, each, prompt.visual), prompt))
+                pruned.append(bench.run(name, each, bench.stages(item, each, prompt), prompt))
             except PrunekitError as error:
                 if unreachable == "skip":
                     skipped.append({"name": name, "budget": each, "reason": str(error)})
@@ -181,7 +186,7 @@ class _Bench:
         self.repeats, self.values = Repeats(self.adapter), KnownValues()
         self.decode_tokens, self.dtype, self.convention = decode_tokens, dtype, convention
 
-    def run(self, name: str, budget: int | float | None, stages: Sequence[Stage], prompt: Prompt) -> MethodCost:
+    def run(self, name: str, budget: int | float | str | None, stages: Sequence[Stage], prompt: Prompt) -> MethodCost:
         """Count a method on a prompt."""
         adapter = self.adapter
         cache = RecordingCache(adapter.model.config.get_text_config(decoder=True))
@@ -191,7 +196,8 @@ class _Bench:
                 found = trace(adapter, inputs, stages, self.repeats, logits_to_keep=1, past_key_values=cache)
         except CostError as error:
             raise CostError(
-                f"{error} Give the method a number of tokens (keep=..., or a budget), or count one prompt of a model"
+                f"{error}{left_open(stages, prompt.visual)}"
+                " Give the method a number of tokens (keep=..., or a budget), or count one prompt of a model"
                 " with weights: prunekit.flops.count."
             ) from None
         except (RuntimeError, NotImplementedError) as error:
@@ -225,11 +231,19 @@ class _Bench:
         numbers = {"total": said.total, "dense": said.dense, "share": said.share}
         return {"convention": said.convention.name, "formula": said.convention.formula, **numbers}
 
-    def stages(self, item: Any, budget: int | float | None, visual: int) -> tuple[Stage, ...]:
+    def stages(self, item: Any, budget: int | float | str | None, prompt: Prompt) -> tuple[Stage, ...]:
         """The stages of a method at a budget, checked against the model."""
-        shape = self.adapter.shape
+        shape, visual = self.adapter.shape, prompt.visual
         if budget is None:
             stages = Plan.of(self._items(item, None), shape).stages
+        elif isinstance(budget, str):
+            wanted, items = Budget.parse(budget), self._items(item, 1.0)
+            if wanted.kind == "kv" and wanted.amount > 1 and BITS[self.dtype] < 8:
+                raise BudgetError(f"{budget}: under {self.dtype} give a share of the KV cache instead of bytes.")
+            Plan.of(items, shape)
+            known = shape if wanted.kind in ("tokens", "ratio") else self.costs()
+            given = item if isinstance(item, Method) else items
+            stages = wanted.solve(given, known, visual=visual, text=prompt.text).stages
         else:
             if isinstance(budget, bool) or not isinstance(budget, (int, float)) or budget <= 0:
                 raise BudgetError(f"budget={budget!r}: allowed are shares such as 0.25 and numbers such as 64.")
@@ -242,6 +256,10 @@ class _Bench:
         with prune(self.adapter.model, *stages) as session:  # whatever a session would refuse is refused now
             session.plan.check(visual)
         return stages
+
+    def costs(self) -> CostModel:
+        """What budgets in FLOPs and bytes are measured by, at the KV cache's own precision."""
+        return CostModel.of(self.adapter.model, value_bytes=max(1, BITS[self.dtype] // 8))
 
     def _items(self, item: Any, share: float | None) -> tuple[Stage | Method, ...]:
         if isinstance(item, (Method, Stage)):
@@ -260,20 +278,3 @@ class _Bench:
         if "decoder" in policy.sites:
             return f"decoder.{min(2, self.adapter.depth - 1)}"
         return f"vision.{max(0, self.adapter.vision_sites - 1)}"
-
-
-def _named(methods: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Methods and their names; texts are read as on the command line."""
-    from prunekit.evaluation.config import read_methods
-
-    found: list[tuple[str, Any]] = []
-    for method in methods:
-        if isinstance(method, str):
-            found += read_methods([method]).items()
-        else:
-            found.append((type(method).__name__ if not isinstance(method, (list, tuple)) else "stages", method))
-    counts: dict[str, int] = {}
-    for place, (name, method) in enumerate(found):
-        counts[name] = counts.get(name, 0) + 1
-        found[place] = (name if counts[name] == 1 else f"{name} {counts[name]}", method)
-    return found

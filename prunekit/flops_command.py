@@ -23,11 +23,11 @@ def flops_parser() -> ArgumentParser:
     add = parser.add_argument
     add("model", type=str, help="A preset such as llava-1.5-7b, tiny, a folder with a config.json, or a hub name.")
     add("methods", type=str, nargs="*", help="Methods: STAR, or '{class_path: FastV, init_args: {layer: 3}}'.")
-    add("--budget", type=str, default="0.25", help="Average visual tokens per decoder layer, or 'none': as configured.")
+    add("--budget", type=str, default="0.25", help="Average visual tokens per layer, flops=0.3, kv=0.2, ..., or none.")
     add("--text-tokens", type=int, default=64, help="Tokens of a sample that are not visual.")
     add("--images", type=int, default=1, help="Images of a sample.")
     add("--image-size", type=str, default=None, metavar="HxW", help="Height and width in pixels, or one edge.")
-    add("--decode-tokens", type=int, default=0, help="Tokens generated after the prefill.")
+    add("--decode-tokens", type=int, default=32, help="Tokens generated after the prefill.")
     add("--batch", type=int, default=1, help="Samples.")
     add("--dtype", type=str, default="bfloat16", help="Of the KV cache.")
     add("--convention", type=str, default=None, help="Also what a paper with this formula would print: fastv, ...")
@@ -54,14 +54,17 @@ def run_flops(chosen: Any) -> None:
     print(json.dumps(found, indent=2)) if chosen.json else _show(found)
 
 
-def _budget(text: str) -> int | float | None:
+def _budget(text: str) -> int | float | str | None:
     if text == "none":
         return None
+    if "=" in text:
+        return text
     try:
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
     except ValueError:
         raise ConfigError(
-            f"--budget {text!r}: allowed are shares such as 0.25, numbers such as 64, and none."
+            f"--budget {text!r}: allowed are shares such as 0.25, numbers such as 64, measures such as"
+            " flops=0.3, kv=0.2 and tokens=64, and none."
         ) from None
 
 

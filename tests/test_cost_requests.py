@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING
 import prunekit
 from prunekit import cost
 from prunekit._skeleton import build
+from prunekit.budget import Budget
 from prunekit.costs import _Bench
 from prunekit.errors import (
     BudgetError,
@@ -70,7 +71,10 @@ def test_json_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         (("tiny", "STAR", "--budget", "500"), "a sample has only 144"),
         (("tiny", "STAR", "--budget", "half"), "--budget 'half'"),
         (("tiny", "FastV", "--budget", "0.01"), "cannot reach 1.44"),
-        (("tiny", "FlowCut"), "depends on the data"),
+        (("tiny", "FlowCut"), "FlowCutStage at vision.0 at least 36 and at most 144"),
+        (("tiny", "STAR", "--budget", "flop=0.3"), "Did you mean 'flops'?"),
+        (("tiny", "STAR", "--budget", "flops=0.01"), "cannot reach 0.01 of the dense prefill's FLOPs"),
+        (("tiny", "STAR", "--budget", "kv=99", "--dtype", "int4"), "give a share of the KV cache"),
         (("tiny", "PruMerge", "--budget", "none"), "depends on the data"),
         (("tiny", "Random", "--budget", "none"), "has no budget of its own"),
     ],
@@ -118,3 +122,17 @@ def test_the_name_is_there_without_a_tracer() -> None:
     with pytest.raises(AttributeError, match="costs_nothing"):
         _ = prunekit.costs_nothing  # type: ignore[attr-defined]
     assert _Bench(build(build_config("llava-1.5-7b"), "llava"), 0, "float16").adapter.depth == 32
+
+
+def test_budgets_have_the_vocabulary_of_the_library(capsys: pytest.CaptureFixture[str]) -> None:
+    by_text, by_budget = (cost("tiny", "DivPrune", budget=each).pruned[0] for each in ("flops=0.5", Budget(flops=0.5)))
+    assert by_text == by_budget
+    dense = cost("tiny").dense.cost.macs["prefill"]
+    macs = by_text.cost.macs
+    assert 0.48 * dense < macs["prefill"] + macs["scorer"] <= 0.5 * dense
+    assert command("flops", "tiny", "DivPrune", "--json", "--budget", "tokens=40") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pruned"]["visual_tokens_per_layer"] == [40] * 8
+    assert found["pruned"]["budget"] == "tokens=40"
+    assert found["prompt"]["decode_tokens"] == 32
+    assert found["dense"]["macs"]["decode"] > 0
