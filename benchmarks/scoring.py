@@ -48,7 +48,7 @@ def methods(names: list[str] | None, shape: Shape) -> dict[str, tuple[Stage | Me
     found: dict[str, tuple[Stage | Method, ...]] = {}
     for name in names or policies.__all__:
         cls = getattr(policies, name)
-        if issubclass(cls, Method):
+        if issubclass(cls, Method) and cls.reference is not None:
             found[name] = (at_share(cls, shape),)
         elif names or name in BASELINES:
             found[name] = (Stage("input", cls(), Keep(ratio=SHARE)),)
@@ -63,17 +63,17 @@ def at_share(cls: type[Method], shape: Shape) -> Method:
 
 @torch.inference_mode()
 def milliseconds(model: Any, inputs: dict[str, Any], items: tuple[Stage | Method, ...], repeats: int) -> float:
-    """The least time of the scopes `scorer...` in a prefill; one run more warms up."""
+    """The least time of the scopes `scorer...` in a prefill."""
     taken = []
     with prune(model, *items):
-        for _ in range(repeats + 1):
+        for _ in range(repeats):
             with torch.profiler.profile(activities=activities(model.device.type)) as run:
                 model(**inputs, logits_to_keep=1)
             events = [event for event in run.key_averages() if event.key.startswith("scorer.")]
             on_gpu = model.device.type == "cuda"
             taken.append(sum(e.device_time_total if on_gpu else e.cpu_time_total for e in events) / 1000)
             gc.collect()
-    return min(taken[1:])
+    return min(taken)
 
 
 def activities(device: str) -> list[Any]:
@@ -92,6 +92,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         inputs = {name: value.to(options.device) for name, value in make_inputs(images=images, text=64).items()}
         visual = images * (sizes["image_size"] // sizes["patch_size"]) ** 2
         timed = methods(options.method, adapter_for(model).shape)
+        milliseconds(model, inputs, (Stage("input", policies.Random(), Keep(ratio=SHARE)),), 1)  # warms up
         for name, items in methods(options.method, Shape(32, 24, 22)).items():
             row: dict[str, Any] = {"method": name, "visual_tokens": visual}
             try:
@@ -142,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--method", nargs="*", metavar="NAME", help="methods; by default all, and the baselines")
     parser.add_argument("--images", nargs="*", type=int, default=[1, 5], help="images of 576 visual tokens each")
-    parser.add_argument("--repeats", type=int, default=1, help="profiled runs after the one that warms up")
+    parser.add_argument("--repeats", type=int, default=1, help="profiled runs of each method")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it works")
     parser.add_argument("--output", type=Path, help="write everything here, as JSON")

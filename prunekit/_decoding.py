@@ -12,7 +12,7 @@ from prunekit.adapter import ModelAdapter
 from prunekit.errors import CostError
 from prunekit.flops import Cost
 
-__all__ = ["BITS", "Caches"]
+__all__ = ["BITS", "Caches", "activation_bytes"]
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "float8": 8, "int8": 8, "int4": 4}
 """Bits of a number in the KV cache."""
@@ -107,3 +107,28 @@ class Caches:
 
 def _at_most(length: int, window: int | None) -> int:
     return length if window is None else min(length, window)
+
+
+def activation_bytes(config: Any, tokens: int, batch: int, dtype: str) -> int:
+    """About how many bytes of activations a decoder layer holds at its widest point, KV cache and weights apart.
+
+    On n tokens: in the MLP `n (2 D + 3 I)` numbers (residual stream, normed states, gate, up projection, their
+    product), in attention `n (2 D + 2 (Dq + Dkv) + Dkv + Dq)` (residual stream, normed states, queries and keys before
+    and behind rotary embedding, values, what attention returns); the larger of the two. A fused kernel is assumed:
+    under `eager`, a map of `heads * n^2` numbers comes on top. Of a mixture of experts, I is the width of all experts
+    that a token is sent to.
+
+    Args:
+        config: of the language model.
+        tokens: of a sample in the layer with the most.
+        batch: samples.
+        dtype: of the activations; 2 bytes a number where the KV cache is quantised.
+    """
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    width = getattr(config, "head_dim", None) or hidden // heads
+    queries, keys = heads * width, (getattr(config, "num_key_value_heads", None) or heads) * width
+    inner: int = config.intermediate_size
+    if getattr(config, "num_experts_per_tok", None) and getattr(config, "moe_intermediate_size", None):
+        inner = max(inner, config.num_experts_per_tok * config.moe_intermediate_size)
+    numbers = 2 * hidden + max(3 * inner, 3 * queries + 3 * keys)
+    return batch * tokens * numbers * max(BITS[dtype], 16) // 8

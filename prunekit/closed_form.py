@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunekit._closed_form import Decoder
 from prunekit._closed_form_projector import Projector
 from prunekit._closed_form_vision import Encoder, Grid
+from prunekit._cost import Cost
 from prunekit.errors import UnsupportedInputError
-
-if TYPE_CHECKING:
-    from prunekit.flops import Cost
 
 __all__ = ["Decoder", "Encoder", "closed_form"]
 
@@ -52,8 +50,6 @@ def closed_form(
         UnsupportedModelError: the language model, encoder or projector is one that nobody has compared.
         UnsupportedInputError: `images` or `projected` do not say what this encoder is given.
     """
-    from prunekit.flops import Cost  # here, because flops exports this function
-
     config = getattr(model_or_config, "config", model_or_config)
     language = Decoder.of(config.get_text_config(decoder=True))
     vision = projector = 0

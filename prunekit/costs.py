@@ -14,7 +14,7 @@ import torch
 
 from prunekit import conventions
 from prunekit._cost_requests import amount, left_open, named
-from prunekit._decoding import BITS, Caches
+from prunekit._decoding import BITS, Caches, activation_bytes
 from prunekit._known import KnownValues
 from prunekit._prompt import Prompt, make_prompt
 from prunekit._repeats import RecordingCache, Repeats
@@ -57,6 +57,8 @@ class MethodCost:
         kv_lengths: keys in each decoder layer's cache after the prefill.
         kv_bytes: of all keys and values after the prefill.
         kv_bytes_at_end: after the last generated token.
+        activation_bytes: an estimate of what the widest decoder layer of the prefill holds besides: the larger of its
+            MLP's and its attention's states, see the documentation. KV cache, weights and vision encoder apart.
         published: what a paper with the convention that was asked for would print: `total`, `dense`, `share`; or None.
     """
 
@@ -67,12 +69,14 @@ class MethodCost:
     kv_lengths: tuple[int, ...]
     kv_bytes: int
     kv_bytes_at_end: int
+    activation_bytes: int
     published: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, for JSON."""
         lists = {"stages": list(self.stages), "kv_lengths": list(self.kv_lengths)}
         sizes = {"kv_bytes": self.kv_bytes, "kv_bytes_at_end": self.kv_bytes_at_end}
+        sizes |= {"activation_bytes": self.activation_bytes}
         published = {} if self.published is None else {"published": self.published}
         return {"name": self.name, "budget": self.budget, **self.cost.to_dict(), **sizes, **lists, **published}
 
@@ -214,7 +218,9 @@ class _Bench:
             {"site": stage.site, "policy": str(stage.policy), "keep": "" if stage.keep is None else str(stage.keep)}
             for stage in stages
         )
-        sizes = caches.bytes(0), caches.bytes(self.decode_tokens)
+        config = adapter.model.config.get_text_config(decoder=True)
+        held = activation_bytes(config, max(caches.tokens), caches.batch, self.dtype)
+        sizes = caches.bytes(0), caches.bytes(self.decode_tokens), held
         published = self._published(found, prompt, caches.batch)
         return MethodCost(name, budget, shown, whole, caches.lengths, *sizes, published)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from contextlib import nullcontext
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import torch
 from catalogue import subject
 from scripts import load
 from torch import nn
-from transformers import AutoModelForImageTextToText, DynamicCache
+from transformers import AutoModelForImageTextToText, DynamicCache, LlamaConfig, LlamaModel
 
 from prunekit import Keep, Stage, conventions, cost, flops, prune
+from prunekit._decoding import activation_bytes
 from prunekit._known import KnownValues, known, to_meta
 from prunekit._repeats import RecordingCache, Repeats
 from prunekit._trace_graph import analyse
@@ -171,6 +174,29 @@ def build_config(name: str) -> Any:
 
     values = dict(presets()[name].config)
     return CONFIG_MAPPING[values.pop("model_type")](**values)
+
+
+@pytest.mark.parametrize("intermediate", [256, 1024], ids=["attention", "mlp"])
+@torch.no_grad()
+def test_activations_are_about_what_a_language_model_holds(intermediate: int) -> None:
+    """The estimate is within a quarter of what the allocator saw."""
+    sizes = {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = LlamaConfig(**sizes, intermediate_size=intermediate, vocab_size=64)
+    model, states = LlamaModel(config).eval(), torch.randn(2, 600, 256)
+    model(inputs_embeds=states, use_cache=False)
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as run:
+            model(inputs_embeds=states, use_cache=False)
+    finally:
+        gc.enable()
+    events = run.profiler.kineto_results.events()
+    sizes_in_order = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    measured = max(accumulate(size for _, size in sizes_in_order))
+    expected = activation_bytes(config, 600, 2, "float32")
+    assert 0.75 * measured < expected < 1.25 * measured
+    assert activation_bytes(config, 600, 1, "int8") == expected // 4  # two bytes a number, and half the samples
 
 
 def test_prompts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from method_facts import BY_DATA, Facts, case_row, found, left, methods, parity, reads, support
+from method_results import scoring_of_all
 from page_parts import code, first_sentence, table, yes
 
 from prunekit.compatibility import buildable
@@ -110,6 +111,11 @@ def _shared(reason: str) -> str:
     """A reason without the name of the policy and the site that it begins with."""
     words = reason.split(" reads ", 1)
     return f"it reads {words[1]}" if len(words) == 2 and words[0].split()[0].isalnum() else reason
+
+
+def scoring() -> str:
+    """What every method's scoring costs."""
+    return scoring_of_all()
 
 
 def agreement() -> str:
