@@ -17,7 +17,7 @@ from prunekit.models.tiny.builders import BUILDERS, tiny_random
 from prunekit.models.tiny.builders.common import IMAGE
 from prunekit.policies import STAR, CrossAttention, SelfAttention
 
-__all__ = ["PLANS", "Prompt", "families", "plan", "sizes_of", "why_not"]
+__all__ = ["PLANS", "Prompt", "even_out", "families", "plan", "sizes_of", "why_not"]
 
 TOKEN = 17
 """Id of the word that is decoded again and again."""
