@@ -130,5 +130,5 @@ def activation_bytes(config: Any, tokens: int, batch: int, dtype: str) -> int:
     inner: int = config.intermediate_size
     if getattr(config, "num_experts_per_tok", None) and getattr(config, "moe_intermediate_size", None):
         inner = max(inner, config.num_experts_per_tok * config.moe_intermediate_size)
-    numbers = 2 * hidden + max(3 * inner, 3 * queries + 3 * keys)
+    numbers: int = 2 * hidden + max(3 * inner, 3 * queries + 3 * keys)
     return batch * tokens * numbers * max(BITS[dtype], 16) // 8
