@@ -171,14 +171,19 @@ def test_cost_of_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     assert pages.scoring("FastV") == ""
     timed = {"method": "FastV", "visual_tokens": 576, "macs": 25e7, "share_of_dense": 0.0125, "ms": 3.21}
-    refused = {"method": "FastV", "visual_tokens": 2880, "macs_refused": "why", "time_refused": "why"}
+    refused = {"method": "FastV", "visual_tokens": 2880, "macs": 1e9, "share_of_dense": 0.05, "time_refused": "why"}
     stored = {"rows": [timed, refused, timed | {"method": "VTW"}], "hardware": {"cpu": "a CPU"}, "threads": 2}
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     (tmp_path / "benchmarks/results/scoring.json").write_text(json.dumps(stored))
     _, _, *rows, _, where = pages.scoring("FastV").splitlines()
-    assert rows == ["| 576 | 0.25 G | 1.25 % | 3.2 |", "| 2880 |  |  |  |"]
+    assert rows == ["| 576 | 0.25 G | 1.25 % | 3.2 |", "| 2880 | 1.00 G | 5.00 % |  |"]
     assert where.startswith("a CPU, 2 threads")
     assert pages.scoring("STAR") == ""
+    _, _, *rows, _, _ = pages.scoring_of_all().splitlines()
+    assert rows == [
+        "| FastV | 0.25 G | 1.25 % | 3.2 | 1.00 G | 5.00 % |  |",
+        "| VTW | 0.25 G | 1.25 % | 3.2 |  |  |  |",
+    ]
 
 
 def test_every_combinator_is_shown_in_both_languages() -> None:
