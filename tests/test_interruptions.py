@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def check_continued(home: Path) -> None:
     assert [(line["method"], line["prediction"]) for line in predictions(home / "out")] == whole(home)
 
 
+@pytest.fixture
+def attentive() -> Iterator[None]:
+    """Ctrl-C works: shells start background jobs with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("attentive")
 def test_control_c(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, handler = stopping(tmp_path, signal.SIGINT), signal.getsignal(signal.SIGINT)
     assert prunekit("run", file, "--output", tmp_path / "out") == 130
