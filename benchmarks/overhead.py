@@ -13,12 +13,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import platform
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +25,7 @@ from prompts import families, why_not
 from rich.console import Console
 from rich.table import Table
 from scaling import scaling
+from timing import provenance
 from transformers.utils import logging
 
 QUICK = {"side": 8, "keep": 8, "text": 11, "hidden": 64, "layers": 6, "repeats": 3, "tokens": 2}
@@ -47,6 +44,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     start = time.perf_counter()
     result: dict[str, Any] = {"families": {}, "left_out": {}, "ranges": {}} | provenance(options)
+    result["units"] = UNITS
     for name in options.family:
         try:
             with torch.inference_mode():
@@ -84,24 +82,6 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
             medians[ratio] = median(value for value, _ in values)
             ranges[ratio] = {"lowest": values[0], "highest": values[-1], "measured": len(values)}
     return medians | {"ranges": ranges}
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    """Where and how this ran."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    found = {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    if options.device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(options.device)
-    return {
-        "config": {name: value for name, value in vars(options).items() if name != "output"},
-        "hardware": found,
-        "threads": torch.get_num_threads(),
-        "units": UNITS,
-        "versions": {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
 
 
 def table(name: str, found: dict[str, Any]) -> Table:

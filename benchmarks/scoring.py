@@ -15,11 +15,8 @@ import argparse
 import gc
 import json
 import os
-import platform
 import time
 from dataclasses import fields
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ import torch
 from prompts import even_out
 from rich.console import Console
 from rich.table import Table
+from timing import provenance
 
 from prunekit import Keep, Method, Stage, cost, flops, policies, prune
 from prunekit.adapter import adapter_for
@@ -114,21 +112,6 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    """Where and how this ran."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "hardware": {"cpu": names[0] if names else platform.processor(), "load": os.getloadavg()[0]},
-        "device": options.device,
-        "repeats": options.repeats,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
 
 
 def table(rows: list[dict[str, Any]]) -> Table:

@@ -84,11 +84,20 @@ class Report:
 
 _OTHERS = "vision encoder, projector, output head, the scorer, grouped-query attention"
 
+
+def _of_two_matrices(n: int, d: int, m: int, k: int) -> int:
+    return 4 * n * d * d + 2 * n * n * d + 2 * n * d * m
+
+
+def _of_three_matrices(n: int, d: int, m: int, k: int) -> int:
+    return 4 * n * d * d + 2 * n * n * d + 3 * n * d * m
+
+
 _ALL = (
     Convention(
         "fastv",
         "4nd² + 2n²d + 2ndm",
-        lambda n, d, m, k: 4 * n * d * d + 2 * n * n * d + 2 * n * d * m,
+        _of_two_matrices,
         ("FastV", "DivPrune"),
         leaves_out=f"{_OTHERS}, one of the three matrices of a gated MLP, decoding",
         aliases=("divprune",),
@@ -96,7 +105,7 @@ _ALL = (
     Convention(
         "sparsevlm",
         "4nd² + 2n²d + 3ndm",
-        lambda n, d, m, k: 4 * n * d * d + 2 * n * n * d + 3 * n * d * m,
+        _of_three_matrices,
         ("PyramidDrop", "SparseVLM"),
         leaves_out=f"{_OTHERS}, decoding",
         aliases=("pyramiddrop",),
@@ -104,7 +113,7 @@ _ALL = (
     Convention(
         "visual-only",
         "4nd² + 2n²d + 3ndm, n without text",
-        lambda n, d, m, k: 4 * n * d * d + 2 * n * n * d + 3 * n * d * m,
+        _of_three_matrices,
         ("VScan",),
         text=False,
         leaves_out=f"all text tokens, {_OTHERS}, decoding",
@@ -113,7 +122,7 @@ _ALL = (
     Convention(
         "dycoke",
         "4nd² + 2n²d + 2ndm, and R (4d² + 2dm + 2 (dn + d (R + 1) / 2)) for R = 100 tokens of an answer",
-        lambda n, d, m, k: 4 * n * d * d + 2 * n * n * d + 2 * n * d * m,
+        _of_two_matrices,
         ("DyCoke", "HoliTom"),
         leaves_out=f"{_OTHERS}, one of the three matrices of a gated MLP",
         generated=100,

@@ -1,5 +1,7 @@
 """The catalogue: what is listed here goes through every invariant. A new policy or family is one line.
 
+Published methods are in zoo.py.
+
 `POLICIES` builds the stages of an entry for a budget, `FAMILIES` names the parts of a tiny random model. Nothing of the
 adapters is used, so that an adapter that names the wrong module is found out.
 """
@@ -14,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit import Keep, Stage, policies
-from prunekit import Method as Composite
+from prunekit import Keep, Method, Stage
 from prunekit.adapter import adapter_for
 from prunekit.models.tiny.builders import InputMaker, tiny_random
 from prunekit.models.tiny.builders.common import IMAGE, VIDEO
@@ -24,7 +25,7 @@ from prunekit.policies import STAR, CrossAttention, FasterVLM, FastV, Random, Se
 
 torch.set_num_threads(1)  # these models are so small that threads only wait for each other
 
-Items = tuple[Stage | Composite, ...]
+Items = tuple[Stage | Method, ...]
 
 
 @dataclass(frozen=True)
@@ -69,60 +70,6 @@ POLICIES = {
     ),
 }
 
-
-@dataclass(frozen=True)
-class Method:
-    """A published method: how to build it, and what a model must have for it.
-
-    Attributes:
-        asks: of `encoder`, `cls`, `vision`, `connector`, `mask`, `patches`; see tests/contract/test_zoo.py.
-        identity: whether it changes nothing when it keeps everything.
-    """
-
-    build: Callable[[Keep], Items]
-    asks: tuple[str, ...] = ()
-    identity: bool = True
-
-
-def _method(make: Callable[..., Any], *asks: str, identity: bool = True, **options: Any) -> Method:
-    return Method(lambda keep: (make(keep=keep, **options),), asks, identity)
-
-
-ZOO = {
-    "fastv": _method(policies.FastV),
-    "fastervlm": _method(policies.FasterVLM, "cls"),
-    "vispruner": _method(policies.VisPruner, "cls"),
-    "visionzip": _method(policies.VisionZip, "cls", "connector"),
-    "visionzip-released": _method(policies.VisionZip, "cls", "connector", "plain", identity=False, variant="released"),
-    "prumerge": _method(policies.PruMerge, "cls", "connector", identity=False),
-    "prumerge-adaptive": Method(lambda keep: (policies.PruMerge(),), ("cls", "connector"), identity=False),
-    "prumerge-plus": Method(lambda keep: (policies.PruMerge(plus=True),), ("cls", "connector"), identity=False),
-    "divprune": _method(policies.DivPrune),
-    "cdpruner": _method(policies.CDPruner),
-    "dart": _method(policies.DART),
-    "pyramiddrop": _method(policies.PyramidDrop),
-    "sparsevlm": Method(lambda keep: (policies.SparseVLM(),), identity=False),
-    "sparsevlm-plus": _method(policies.SparseVLM, identity=False, version="plus"),
-    "hired": _method(policies.HiRED, "cls"),
-    "hired-tiles": Method(lambda keep: (policies.HiRED(0.3, tiles=True),), ("cls", "patches"), identity=False),
-    "holov": _method(policies.HoloV, "cls"),
-    "holov-released": _method(policies.HoloV, "cls", identity=False, variant="released"),
-    "scope": _method(policies.SCOPE, "cls"),
-    "vscan": _method(policies.VScan, "cls"),
-    "mustdrop": Method(
-        lambda keep: (policies.MustDrop(of_all=0.07, of_one=0.2),), ("cls", "vision", "mask"), identity=False
-    ),
-    "fitprune": Method(lambda keep: (policies.FitPrune((3, 4, 2, 0), visual=16),), identity=False),
-    "tome": _method(policies.ToMe, "vision", identity=False, proportional=False),
-    "flowcut": _method(policies.FlowCut, "cls", "vision", "mask"),
-    "vtw": Method(lambda keep: (policies.VTW(layer=2),), identity=False),
-    "topv": _method(policies.TopV),
-    "star": _method(policies.STAR, "encoder"),
-    "average-pooling": Method(lambda keep: (Stage("input", policies.AveragePooling(), keep),)),
-    "downsampling": Method(lambda keep: (Stage("input", policies.Downsampling(), keep),), identity=False),
-    "mix": Method(lambda keep: (Stage("decoder.2", policies.Mix([CrossAttention(), policies.Norm()]), keep),)),
-    "union": Method(lambda keep: (Stage("input", policies.Union([policies.Norm(), Random()]), keep),)),
-}
 
 QUARTER = Keep(ratio=0.25)
 PLANS: dict[str, Items] = {

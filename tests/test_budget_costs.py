@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from budget_subjects import NAMES, PARTS
-from catalogue import ZOO, subject
+from catalogue import subject
+from zoo import ZOO
 
 from prunekit import Budget, Keep, Method, Stage, policies
 from prunekit.budget import CostModel, tokens_per_layer

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from catalogue import FAMILIES, ZOO, Items, Subject
+from catalogue import FAMILIES, Items, Subject
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
+from zoo import ZOO
 
 from prunekit import Keep, Stage, prune
 from prunekit._closed_form import TEXT

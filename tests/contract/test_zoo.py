@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from catalogue import FAMILIES, ZOO, Method, Subject, subject
+from catalogue import FAMILIES, Subject, subject
 from invariants import (
     FAR,
     LAYOUTS,
@@ -23,6 +23,7 @@ from invariants import (
 )
 from oracle import Alive, Inputs, latest, masked, placeholders
 from torch import Tensor, nn
+from zoo import ZOO, Entry
 
 from prunekit import Keep, PruningPolicy, Selection, Stage, VisualTokens, prune
 from prunekit.adapter import adapter_for
@@ -58,11 +59,11 @@ class Watched(PruningPolicy):
         return selection
 
 
-def stages(model: Subject, method: Method, keep: Keep = QUARTER) -> tuple[Stage, ...]:
+def stages(model: Subject, method: Entry, keep: Keep = QUARTER) -> tuple[Stage, ...]:
     return Plan.of(method.build(keep), adapter_for(model.model).shape).stages
 
 
-def foreseen(model: Subject, method: Method) -> bool:
+def foreseen(model: Subject, method: Entry) -> bool:
     """Whether the model has what the method was said to need."""
     adapter = adapter_for(model.model)
     there = {
@@ -75,7 +76,7 @@ def foreseen(model: Subject, method: Method) -> bool:
     return all(there[name] for name in method.asks if name in there)
 
 
-def runs(model: Subject, method: Method, inputs: Inputs) -> bool:
+def runs(model: Subject, method: Entry, inputs: Inputs) -> bool:
     """Whether the method runs on these inputs; what a model cannot refuse before it sees them must be foreseen."""
     try:
         with prune(model.model, *method.build(QUARTER)):
@@ -85,7 +86,7 @@ def runs(model: Subject, method: Method, inputs: Inputs) -> bool:
     return True
 
 
-def refusals(model: Subject, method: Method) -> tuple[type[PrunekitError], ...]:
+def refusals(model: Subject, method: Entry) -> tuple[type[PrunekitError], ...]:
     adapter = adapter_for(model.model)
     if "mask" in method.asks and not adapter.masked_encoder and not adapter.packed:
         return (UnsupportedInputError,)  # images keep different numbers of tokens in one batch
@@ -125,7 +126,7 @@ def test_eager_attention(name: str) -> None:
     check_oracle(model, ZOO[name], model.make_inputs(**RAGGED), steps=8)
 
 
-def check_oracle(model: Subject, method: Method, inputs: Inputs, steps: int = 3) -> None:
+def check_oracle(model: Subject, method: Entry, inputs: Inputs, steps: int = 3) -> None:
     """Pruning equals masking, and merging equals writing the merged states where they are kept."""
     plan = stages(model, method)
     watched = [Stage(stage.site, Watched(stage.policy, stage), stage.keep) for stage in plan]
