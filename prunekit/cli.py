@@ -213,7 +213,7 @@ def _list(words: list[str]) -> int:
 
 
 def _flops(words: list[str]) -> int:
-    from prunekit.flops_command import flops_parser, run_flops
+    from prunekit.costs.command import flops_parser, run_flops
 
     run_flops(_parse(flops_parser(), words))
     return 0

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from prunekit._closed_form import Decoder
-from prunekit._closed_form_projector import Projector
-from prunekit._closed_form_vision import Encoder, Grid
-from prunekit._cost import Cost
+from prunekit.costs.closed_form_projector import Projector
+from prunekit.costs.closed_form_text import Decoder
+from prunekit.costs.closed_form_vision import Encoder, Grid
+from prunekit.costs.parts import Cost
 from prunekit.errors import UnsupportedInputError
 
 __all__ = ["Decoder", "Encoder", "closed_form"]

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit._cost import Cost
-from prunekit._known import KnownValues, to_meta
-from prunekit._repeats import Repeats
 from prunekit._text import TextSide
-from prunekit._trace_graph import analyse
 from prunekit.adapter import ModelAdapter, adapter_for
 from prunekit.closed_form import closed_form
+from prunekit.costs.known import KnownValues, to_meta
+from prunekit.costs.parts import Cost
+from prunekit.costs.repeats import Repeats
+from prunekit.costs.trace_graph import analyse
 from prunekit.errors import UnsupportedModelError
 from prunekit.plan import Method, Stage
 from prunekit.session import prune

@@ -8,9 +8,9 @@ import pytest
 from scripts import load
 from transformers import LlamaConfig
 
-from prunekit._closed_form import Decoder
 from prunekit.budget import average_tokens
 from prunekit.conventions import convention, conventions, report
+from prunekit.costs.closed_form_text import Decoder
 from prunekit.errors import BudgetError, ConfigError
 
 published: Any = load("docs/hooks/published.py")

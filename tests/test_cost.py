@@ -18,11 +18,11 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, DynamicCache, LlamaConfig, LlamaModel
 
 from prunekit import Keep, Stage, conventions, cost, flops, prune
-from prunekit._decoding import activation_bytes
-from prunekit._known import KnownValues, known, to_meta
-from prunekit._repeats import RecordingCache, Repeats
-from prunekit._trace_graph import analyse
 from prunekit.adapter import adapter_for
+from prunekit.costs.decoding import activation_bytes
+from prunekit.costs.known import KnownValues, known, to_meta
+from prunekit.costs.repeats import RecordingCache, Repeats
+from prunekit.costs.trace_graph import analyse
 from prunekit.errors import (
     ConfigError,
     CostError,
@@ -94,7 +94,7 @@ def test_decoding_is_what_steps_cost(family: str, items: Any) -> None:
     subject_ = subject(family, "sdpa")
     model, steps = subject_.model, 3
     inputs = dict(subject_.make_inputs(batch=2, text=(6, 6)))
-    from prunekit._decoding import Caches
+    from prunekit.costs.decoding import Caches
 
     bones = meta(model)
     adapter = adapter_for(bones)

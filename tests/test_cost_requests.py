@@ -14,9 +14,9 @@ from transformers import CONFIG_MAPPING
 
 import prunekit
 from prunekit import cost
-from prunekit._skeleton import build
 from prunekit.budget import Budget
-from prunekit.costs import _Bench
+from prunekit.costs.bench import Bench
+from prunekit.costs.skeleton import build
 from prunekit.errors import (
     BudgetError,
     CheckpointError,
@@ -121,7 +121,7 @@ def test_the_name_is_there_without_a_tracer() -> None:
     assert prunekit.cost is cost
     with pytest.raises(AttributeError, match="costs_nothing"):
         _ = prunekit.costs_nothing  # type: ignore[attr-defined]
-    assert _Bench(build(build_config("llava-1.5-7b"), "llava"), 0, "float16").adapter.depth == 32
+    assert Bench(build(build_config("llava-1.5-7b"), "llava"), 0, "float16").adapter.depth == 32
 
 
 def test_budgets_have_the_vocabulary_of_the_library(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit import Keep, Needs, Rows, ScoringPolicy, Stage, VisualTokens, prune
-from prunekit._closed_form import Decoder, Encoder, embedding_attention
-from prunekit._trace_graph import HANDLES, analyse, attention_macs, matmul_macs
 from prunekit.budget import tokens_per_layer
+from prunekit.costs.closed_form_text import Decoder, Encoder, embedding_attention
+from prunekit.costs.trace_graph import HANDLES, analyse, attention_macs, matmul_macs
 from prunekit.errors import SessionError, UnsupportedModelError
 from prunekit.flops import Cost, closed_form, count
 from prunekit.plan import Plan

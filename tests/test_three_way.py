@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoModel
 from zoo import ZOO
 
 from prunekit import Keep, Stage, prune
-from prunekit._closed_form import TEXT
 from prunekit.adapter import adapter_for
 from prunekit.budget import tokens_per_layer
 from prunekit.budget.scorers import scorers
 from prunekit.closed_form import Decoder, Encoder, closed_form
+from prunekit.costs.closed_form_text import TEXT
 from prunekit.errors import UnsupportedInputError, UnsupportedModelError
 from prunekit.flops import Cost, count
 from prunekit.plan import Plan, Site

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from prunekit._closed_form import Decoder, Encoder
 from prunekit.budget.levels import tokens_per_layer
 from prunekit.budget.scorers import scorers
+from prunekit.costs.closed_form_text import Decoder, Encoder
 from prunekit.errors import BudgetError, UnsupportedModelError
 from prunekit.plan import Shape, Stage
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunekit._closed_form import Decoder, Encoder
-from prunekit._products import linear
+from prunekit.costs.closed_form_text import Decoder, Encoder
+from prunekit.costs.products import linear
 from prunekit.errors import BudgetError
 from prunekit.needs import Rows
 from prunekit.plan import Shape, Stage

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from prunekit._closed_form import Decoder
 from prunekit.adapter import ModelAdapter
+from prunekit.costs.closed_form_text import Decoder
 from prunekit.errors import MeasurementError, UnsupportedModelError, nearest
 
 __all__ = ["check_memory", "device_of"]

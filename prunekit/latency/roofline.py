@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import flops
-from prunekit._closed_form import Decoder
+from prunekit.costs.closed_form_text import Decoder
 from prunekit.errors import UnsupportedModelError
 from prunekit.latency.timer import Timer
 from prunekit.latency.ways import Way

@@ -115,8 +115,8 @@ def _weights(name: str, dtype: str, attention: str) -> Source:
 
 def _random(name: str, dtype: str, attention: str, text: int) -> Source:
     """A preset, a config or a folder, with random weights and ids in place of a text."""
-    from prunekit._prompt import make_prompt
-    from prunekit._skeleton import skeleton
+    from prunekit.costs.prompt import make_prompt
+    from prunekit.costs.skeleton import skeleton
 
     found = skeleton(name)
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit._known import KnownValues
-from prunekit._pictures import Size, pictures
-from prunekit._repeats import Repeats
-from prunekit._skeleton import Skeleton
 from prunekit.adapter import ModelAdapter
+from prunekit.costs.known import KnownValues
+from prunekit.costs.pictures import Size, pictures
+from prunekit.costs.repeats import Repeats
+from prunekit.costs.skeleton import Skeleton
 from prunekit.errors import CostError, PrunekitError
 from prunekit.flops import on_device
 

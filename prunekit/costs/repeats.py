@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from prunekit._known import known, untraced
 from prunekit._placeholders import wrap
 from prunekit.adapter import ModelAdapter
+from prunekit.costs.known import known, untraced
 from prunekit.trace import cost_scope
 
 __all__ = ["RecordingCache", "Repeats"]

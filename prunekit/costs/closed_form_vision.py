@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from prunekit._products import attention, attention_rows, chain, linear
+from prunekit.costs.products import attention, attention_rows, chain, linear
 from prunekit.errors import UnsupportedModelError, nearest
 
 __all__ = ["Encoder", "Grid"]

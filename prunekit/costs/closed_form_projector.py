@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunekit._closed_form_vision import Encoder, Grid
-from prunekit._products import attention, chain, linear
+from prunekit.costs.closed_form_vision import Encoder, Grid
+from prunekit.costs.products import attention, chain, linear
 from prunekit.errors import UnsupportedModelError, nearest
 
 __all__ = ["Projector"]

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from prunekit._repeats import RecordingCache
 from prunekit.adapter import ModelAdapter
+from prunekit.costs.repeats import RecordingCache
 from prunekit.errors import CostError
 from prunekit.flops import Cost
 

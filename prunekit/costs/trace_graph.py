@@ -23,7 +23,7 @@ from torch.jit._trace import TracerWarning
 from torch.overrides import TorchFunctionMode
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from prunekit._repeats import Repeats
+from prunekit.costs.repeats import Repeats
 
 __all__ = ["HANDLES", "analyse", "attention_macs", "matmul_macs"]
 

@@ -1,6 +1,6 @@
 """Multiply-adds of the parts of a model, from their shapes alone. The traced count must agree, to the last one.
 
-Here are the formulas of single products and the language model; `_closed_form_vision` has what lies before it.
+Here are the formulas of single products and the language model; `closed_form_vision` has what lies before it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunekit._closed_form_vision import Encoder
-from prunekit._products import attention, attention_rows, linear
+from prunekit.costs.closed_form_vision import Encoder
+from prunekit.costs.products import attention, attention_rows, linear
 from prunekit.errors import UnsupportedModelError, nearest
 
 __all__ = ["Decoder", "Encoder", "attention", "attention_rows", "embedding_attention", "linear"]
