@@ -24,11 +24,11 @@ import torch
 
 from prunekit import Keep, Stage
 from prunekit.adapter import adapter_for
-from prunekit.evaluation.provenance import hardware, versions
 from prunekit.latency import Benchmark, Protocol, Row, measure
 from prunekit.latency.source import at_length
 from prunekit.models.tiny import tiny_random
 from prunekit.policies import FastV, SelfAttention
+from prunekit.provenance import hardware, versions
 
 __all__ = ["main", "section"]
 

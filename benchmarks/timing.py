@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import platform
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,6 +19,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself
 import torch
 from torch import nn
 from variants import Variant
+
+from prunekit.provenance import hardware, versions
 
 __all__ = ["Times", "decode_tokens", "measure", "paired", "peak_memory", "provenance", "timed"]
 
@@ -169,16 +168,12 @@ def _peak_on_gpu(way: Variant, device: str, module: nn.Module | None) -> int:
 
 def provenance(options: argparse.Namespace) -> dict[str, Any]:
     """Where and how this ran."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    found = {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    if options.device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(options.device)
+    machine, numbers = hardware(torch.device(options.device)), versions()
+    found = {"cpu": machine["processor"], "cores": machine["cores"], "load": os.getloadavg()[0]}
     return {
         "config": {name: value for name, value in vars(options).items() if name != "output"},
-        "hardware": found,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
+        "hardware": found | {name: machine[name] for name in ("gpu",) if name in machine},
+        "threads": machine["threads"],
+        "versions": {name: numbers[name] for name in ("torch", "transformers", "python")},
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -23,11 +23,11 @@ from prunekit.evaluation.output import dated_folder, open_folder
 from prunekit.evaluation.overlays import collect_overlays, draw_overlays
 from prunekit.evaluation.plots import draw_pareto
 from prunekit.evaluation.predictions import Prediction, PredictionFile
-from prunekit.evaluation.provenance import hardware, versions
 from prunekit.evaluation.report import write_report
 from prunekit.evaluation.result import Result, summarise
 from prunekit.evaluation.task import Sample
 from prunekit.evaluation.trainer import make_trainer, test
+from prunekit.provenance import hardware, versions
 
 __all__ = ["RESULT", "run"]
 

@@ -18,7 +18,6 @@ from prunekit.evaluation.cells import Cell, plan_cells
 from prunekit.evaluation.config import read_methods
 from prunekit.evaluation.experiment import Experiment, ModelSpec
 from prunekit.evaluation.loading import ModelFacts
-from prunekit.evaluation.provenance import hardware, versions
 from prunekit.evaluation.scenes import Scenes
 from prunekit.latency.machine import device_of
 from prunekit.latency.measure import measure
@@ -26,6 +25,7 @@ from prunekit.latency.protocol import Protocol
 from prunekit.latency.result import Benchmark
 from prunekit.latency.source import find, prepare
 from prunekit.latency.timer import timer_for
+from prunekit.provenance import hardware, versions
 
 __all__ = ["AS_CONFIGURED", "Request", "bench"]
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-import transformers
 
+from prunekit import provenance
 from prunekit.models.tiny.training.card_text import TEXT
 from prunekit.scenes import FAMILIES
 
@@ -19,21 +16,14 @@ Card = dict[str, Any]
 
 
 def hardware() -> dict[str, Any]:
-    """Processor and versions."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
+    """Processor and versions; the weights are trained without a GPU."""
+    machine, numbers, info = provenance.hardware(torch.device("cpu")), provenance.versions(), Path("/proc/cpuinfo")
     bf16 = info.exists() and "amx_bf16" in info.read_text()
     return {
-        "processor": model + (" with AMX bf16" if bf16 else ""),
-        "cores": os.cpu_count(),
+        "processor": machine["processor"] + (" with AMX bf16" if bf16 else ""),
+        "cores": machine["cores"],
         "gpu": None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": numpy.__version__,
+        **{name: numbers[name] for name in ("python", "torch", "transformers", "numpy")},
     }
 
 

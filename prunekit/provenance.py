@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, machine, time."""
+"""Where a result comes from: versions and machine. Everything that stores results describes them by these functions."""
 
 from __future__ import annotations
 
@@ -34,8 +34,16 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def hardware(device: Any) -> dict[str, Any]:
-    """The machine, and what the model ran on."""
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine, and what the model ran on.
+
+    Args:
+        device: of the model.
+
+    Returns:
+        `device`, `processor`, `cores`, `threads` of torch, `memory_gib` (None where it is not known), `system`, and
+        `gpu` where the device is one.
+    """
     found = {
         "device": str(device),
         "processor": _processor(),
@@ -44,7 +52,7 @@ def hardware(device: Any) -> dict[str, Any]:
         "memory_gib": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    if getattr(device, "type", "") == "cuda":
+    if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
 
