@@ -59,6 +59,30 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert "GFLOP" not in capsys.readouterr().out
 
 
+def test_what_cannot_be_measured_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget that one method cannot reach does not keep the others from being measured; alone it is an error."""
+    file, late = tmp_path / "found.json", "{class_path: FastV, init_args: {layer: 3}}"
+    words = ("llava", "SelfAttention", late, "--random", "--budget", 0.05, "--output", file)
+    assert prunekit("bench", *words, *SMALL, "--roofline", "false") == 0
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("Left out: ")]
+    assert line.startswith("Left out: methods.FastV at budget 0.05: ")
+    assert "its range is" in line
+    found = json.loads(file.read_text())
+    assert [row["name"] for row in found["rows"]] == ["dense", "SelfAttention"]
+    (skipped,) = found["skipped"]
+    assert (skipped["name"], skipped["budget"], f"Left out: {skipped['reason']}") == ("FastV", 0.05, line)
+    assert list(found["setup"]["stages"]) == ["dense", "SelfAttention 5 %"]
+
+    monkeypatch.setattr("prunekit.latency.request.measure", None)
+    assert "its range is" in refused(capsys, "bench", "llava", late, "--random", "--budget", 0.05, *SMALL)
+    words = ("llava", late, "{class_path: FastV, init_args: {layer: 99}}", "--random", "--budget", 0.05)
+    said = refused(capsys, "bench", *words, *SMALL)
+    assert said.count("methods.") == 2
+    assert "Nothing can be measured." in said
+
+
 def test_methods_as_configured_and_random_types() -> None:
     request = Request("llava", ("{class_path: FastV, init_args: {keep: 3, layer: 1}}",), (), random=True, device="cpu")
     request = replace(request, protocol=Protocol(repeats=2, decode_tokens=1), dtype="bfloat16", text_tokens=9)

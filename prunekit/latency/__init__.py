@@ -13,7 +13,7 @@ from __future__ import annotations
 from prunekit.latency.measure import measure
 from prunekit.latency.protocol import Protocol
 from prunekit.latency.request import Request, bench
-from prunekit.latency.result import Benchmark, Ratio, Row
+from prunekit.latency.result import Benchmark, Ratio, Row, Skipped
 from prunekit.latency.roofline import Bound, Peaks
 from prunekit.latency.timer import CudaTimer, Timer, WallTimer
 
@@ -26,6 +26,7 @@ __all__ = [
     "Ratio",
     "Request",
     "Row",
+    "Skipped",
     "Timer",
     "WallTimer",
     "bench",

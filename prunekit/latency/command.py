@@ -113,6 +113,8 @@ def show(found: Benchmark) -> None:
             f" {found.peaks.bandwidth / 1e9:,.1f} GB/s.",
             highlight=False,
         )
+    for each in found.skipped:
+        console.print(f"Left out: {each.reason}", highlight=False, markup=False)
 
 
 def _table(title: str, texts: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:

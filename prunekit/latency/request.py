@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunekit.adapter import ModelAdapter, adapter_for
 from prunekit.budget import Budget
-from prunekit.errors import ConfigError, OutputError, nearest
+from prunekit.errors import BudgetError, ConfigError, MeasurementError, OutputError, PrunekitError, nearest
 from prunekit.evaluation.cells import Cell, plan_cells
 from prunekit.evaluation.config import read_methods
 from prunekit.evaluation.experiment import Experiment, ModelSpec
@@ -22,7 +22,7 @@ from prunekit.evaluation.scenes import Scenes
 from prunekit.latency.machine import device_of
 from prunekit.latency.measure import measure
 from prunekit.latency.protocol import Protocol
-from prunekit.latency.result import Benchmark
+from prunekit.latency.result import Benchmark, Skipped
 from prunekit.latency.source import find, prepare
 from prunekit.latency.timer import timer_for
 from prunekit.provenance import hardware, versions
@@ -86,12 +86,15 @@ class Request:
 def bench(request: Request) -> Benchmark:
     """Measure methods on a model, beside the dense model under the same attention.
 
+    A method that cannot reach a budget, or cannot work on this model, is left out: `Benchmark.skipped` says why.
+
     Returns:
         The result; it is also in `request.output`, where that is given.
 
     Raises:
-        MeasurementError: no such device or timer, not enough memory, a prompt that cannot be had.
-        PrunekitError: a mistake in the model, the methods or the budgets.
+        MeasurementError: no such device or timer, not enough memory, a prompt that cannot be had, or several methods
+            and budgets of which none can be measured.
+        PrunekitError: a mistake in the model, the methods or the budgets; or the only method is one to be left out.
     """
     device = device_of(request.device)
     timer = timer_for(device, request.timer)
@@ -111,13 +114,42 @@ def bench(request: Request) -> Benchmark:
     spec = ModelSpec(path=request.model, dtype=request.dtype, attn_implementation=request.attention)  # type: ignore[arg-type]
     experiment = Experiment(methods, Scenes(scenes=1), spec, list(request.budgets))
     visual = int(adapter.visual_mask(inputs["input_ids"], None).sum())
-    cells = plan_cells(experiment, _facts(adapter, visual), images=1, text=request.text_tokens)
+    cells, skipped = _plan(experiment, _facts(adapter, visual), request.text_tokens)
     found = measure(model, inputs, cells, protocol, timer=timer, roofline=request.roofline)
     setup = found.setup | _setup(request, adapter, cells, inputs, visual)
-    found = replace(found, setup=setup | {"hardware": hardware(device), "versions": versions()})
+    found = replace(found, setup=setup | {"hardware": hardware(device), "versions": versions()}, skipped=skipped)
     if request.output is not None:
         _write(Path(request.output), found)
     return found
+
+
+def _plan(experiment: Experiment, facts: ModelFacts, text: int) -> tuple[list[Cell], tuple[Skipped, ...]]:
+    """The cells that can be measured, the dense model first, and what is left out.
+
+    Raises:
+        PrunekitError: nothing is left to be measured.
+    """
+    cells: list[Cell] = []
+    errors: list[PrunekitError] = []
+    skipped: list[Skipped] = []
+    for name, method in experiment.methods.items():
+        for budget in experiment.budgets or [None]:
+            alone = [] if budget is None else [budget]
+            one = replace(experiment, methods={name: method}, budgets=alone, unreachable="skip")
+            amount = str(budget) if isinstance(budget, Budget) else budget
+            try:
+                dense, cell = plan_cells(one, facts, images=1, text=text)
+                if cell.stages is None:
+                    raise BudgetError(f"methods.{name} at budget {budget}: {cell.reason}")
+                cells += [cell] if cells else [dense, cell]
+            except PrunekitError as error:
+                errors.append(error)
+                skipped.append(Skipped(name, amount, str(error)))
+    if len(errors) == 1 and not cells:
+        raise errors[0]
+    if not cells:
+        raise MeasurementError(f"Nothing can be measured. {' '.join(map(str, errors))}")
+    return cells, tuple(skipped)
 
 
 def _facts(adapter: ModelAdapter, visual: int) -> ModelFacts:

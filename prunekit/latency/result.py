@@ -13,7 +13,7 @@ from prunekit.evaluation.cells import Amount, amount_label
 from prunekit.evaluation.experiment import DENSE
 from prunekit.latency.roofline import Bound, Peaks
 
-__all__ = ["Benchmark", "Ratio", "Row", "paired"]
+__all__ = ["Benchmark", "Ratio", "Row", "Skipped", "paired"]
 
 RESAMPLES = 2000
 
@@ -95,6 +95,20 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A method that was asked for and not measured.
+
+    Attributes:
+        name, budget: of the method, as in `Row`.
+        reason: why it cannot reach the budget, or cannot work on this model.
+    """
+
+    name: str
+    budget: Amount
+    reason: str
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """All rows of a run.
 
@@ -103,12 +117,14 @@ class Benchmark:
         setup: model, prompt, protocol, versions and hardware.
         peaks: of the device; None where the roofline was left out.
         order: for each batch size and round which way was measured when.
+        skipped: what was asked for and could not be measured.
     """
 
     rows: list[Row]
     setup: dict[str, Any] = field(default_factory=dict)
     peaks: Peaks | None = None
     order: dict[int, list[list[str]]] = field(default_factory=dict)
+    skipped: tuple[Skipped, ...] = ()
 
     def dense(self, row: Row) -> Row:
         """The dense row that a row may be compared with.
@@ -177,6 +193,7 @@ class Benchmark:
             "peaks": None if self.peaks is None else asdict(self.peaks),
             "rows": [self._row(row) for row in self.rows],
             "order": {str(batch): names for batch, names in self.order.items()},
+            "skipped": [asdict(each) for each in self.skipped],
         }
 
     def _row(self, row: Row) -> dict[str, Any]:
