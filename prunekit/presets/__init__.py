@@ -18,7 +18,8 @@ class Preset:
     Attributes:
         name: short name.
         hub: the model's name on the Hugging Face hub.
-        source: what it is made of, where the sizes are from, and what was checked.
+        about: what it is made of.
+        source: what confirms the sizes, and which of them nothing does.
         parameters: published number of parameters, in billions.
         image: what the processor does with images: `default` (height and width) and limits on the size.
         config: what `config.json` says of shapes; `model_type` names the family.
@@ -26,6 +27,7 @@ class Preset:
 
     name: str
     hub: str
+    about: str
     source: str
     parameters: float
     image: dict[str, Any]
