@@ -57,10 +57,11 @@ class ModelAdapter(LanguageModel):
     def full_length_after(self, layer: int) -> bool:
         """Whether the model itself works on the states that a decoder layer returns, and so expects all columns.
 
-        Behind the final norm they are put back in every model. For models that nobody has looked at it is true
-        everywhere: that costs one copy a layer.
+        Behind the final norm they are put back in every model. For language models that nobody has looked at it is
+        true everywhere: that costs one copy a layer.
         """
-        return type(self) is ModelAdapter or (layer == self.depth - 1 and self.norm is None)
+        unknown = type(self) is ModelAdapter and not self.hands_on
+        return unknown or (layer == self.depth - 1 and self.norm is None)
 
     # --- modules of the vision encoder -------------------------------------------------------------------------------
 

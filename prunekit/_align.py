@@ -113,7 +113,7 @@ def pick(
 ) -> dict[Rows | str, Tensor]:
     """The attention that a stage's policy asked for, under its `Rows` and under the plain name of their queries."""
     result: dict[Rows | str, Tensor] = {}
-    for rows in stage.policy.needs.attention:
+    for rows in stage.needs.attention:
         result[rows] = result[rows.queries] = view(found[rows, layers[stage.site, rows]])
     return result
 
@@ -123,7 +123,7 @@ def pick_states(
 ) -> dict[States, Tensor]:
     """The states of layers that a stage's policy asked for, [batch, ..., tokens, dim]; `view` cuts visual ones."""
     result: dict[States, Tensor] = {}
-    for wanted in stage.policy.needs.all_states:
+    for wanted in stage.needs.all_states:
         if wanted.of_layer:
             full = found[wanted.at(stage.where.part), layers[stage.site, wanted.at(stage.where.part)]]
             result[wanted] = (view(full) if wanted.of == "visual" else full).transpose(-1, -2)
@@ -136,10 +136,10 @@ def side_inputs(stage: Stage, side: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         NeedsError: something is missing.
     """
-    missing = [name for name in stage.policy.needs.side if name not in side]
+    missing = [name for name in stage.needs.side if name not in side]
     if missing:
         raise NeedsError(
             f"{type(stage.policy).__name__} at {stage.site!r} reads {', '.join(map(repr, missing))}, which only you can"
             f" give: set session.side[{missing[0]!r}] = ... before the model runs."
         )
-    return {name: side[name] for name in stage.policy.needs.side}
+    return {name: side[name] for name in stage.needs.side}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,11 +117,11 @@ class Call:
         self.cut.clear()
         return index
 
-    def once(self, name: str, value: Any, key: Any, change: Callable[[Any], Any]) -> Any:
-        """`change(value)`, computed once for all layers that are handed the same objects `value` and `key`."""
-        slot = (name, id(value), id(key))
+    def once(self, name: Hashable, given: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make()` returns, made once for all layers that are given the same objects."""
+        slot = (name, *map(id, given))
         if slot not in self.cut:
-            self.cut[slot] = change(value), value, key  # both kept alive, so that their ids stay theirs
+            self.cut[slot] = make(), given  # kept alive, so that their ids stay theirs
         return self.cut[slot][0]
 
     def dropped(self, device: torch.device) -> Tensor:
@@ -142,7 +142,7 @@ class Call:
 def merge(hidden: Tensor, columns: Tensor, selection: Selection, index: Tensor, left: Sequence) -> Tensor:
     """Gather the columns that are left, visual ones merged as the selection says."""
     means = merged(gather(hidden, columns), selection)
-    places, real = (each.to(hidden.device) for each in left.visual_columns())
+    places, real = (each.to(hidden.device) for each in left.visual_columns)
     shorter = gather(hidden, index)
     places = torch.where(real, places, shorter.shape[1])[..., None].expand(-1, -1, shorter.shape[-1])
     return torch.nn.functional.pad(shorter, (0, 0, 0, 1)).scatter(1, places, means)[:, :-1]
@@ -160,7 +160,7 @@ def text_rows(rows: Rows, sequence: Sequence, sent: Sent) -> tuple[Tensor, Tenso
         NeedsError: a sample has no text after its last visual token.
     """
     if rows.queries == "image":
-        return sequence.visual_columns()
+        return sequence.visual_columns
     if rows.queries == "last":
         return last_columns(sequence.origin >= 0, 1)
     after = [count if visual else 1 for count, visual in zip(sent.after, sent.counts, strict=True)]

@@ -93,20 +93,22 @@ def check_selection(stage: Stage, tokens: VisualTokens, selection: Selection, ch
 
 
 def _check_values(who: str, tokens: VisualTokens, kept: Tensor, counts: tuple[int, ...], checks: Checks) -> None:
-    visual = tokens.valid.shape[1]
-    wanted = torch.arange(kept.shape[1], device=kept.device) < torch.tensor(counts, device=kept.device)[:, None]
+    visual, slots = tokens.valid.shape[1], kept.shape[1]
+    if min(counts, default=0) == slots and min(tokens.counts, default=0) == visual:  # no padding: all in one go
+        steps = kept.diff(prepend=kept.new_full((len(kept), 1), -1), append=kept.new_full((len(kept), 1), visual))
+        checks.require((steps < 1).any(), lambda: _wrong_values(who, kept, visual))
+        return
+    wanted = torch.arange(slots, device=kept.device) < torch.tensor(counts, device=kept.device)[:, None]
     real = (kept >= 0) & (kept < visual) & tokens.valid.gather(1, kept.clamp(0, visual - 1))
-    checks.require(
-        (real != wanted).any() | ((kept != -1) & ~wanted).any(),
-        lambda: PolicyError(
-            f"{who}: kept positions must be those of tokens, 0 to {visual - 1} (-1 only at the right); got"
-            f" {kept.tolist()}."
-        ),
-    )
     ordered = (kept[:, 1:] > kept[:, :-1]) | ~wanted[:, 1:]
-    checks.require(
-        ~ordered.all(),
-        lambda: PolicyError(f"{who}: kept positions must be ascending without duplicates; got {kept.tolist()}."),
+    broken = (real != wanted).any() | ((kept != -1) & ~wanted).any() | ~ordered.all()
+    checks.require(broken, lambda: _wrong_values(who, kept, visual))
+
+
+def _wrong_values(who: str, kept: Tensor, visual: int) -> PolicyError:
+    return PolicyError(
+        f"{who}: kept positions must be those of tokens, 0 to {visual - 1}, ascending without duplicates (-1 only at"
+        f" the right of rows that keep fewer); got {kept.tolist()}."
     )
 
 
@@ -127,15 +129,15 @@ def _check_images(who: str, keep: Keep, tokens: VisualTokens, kept: Tensor, chec
 
 def _check_scores(who: str, tokens: VisualTokens, scores: Tensor, counts: tuple[int, ...], checks: Checks) -> None:
     scores, valid = scores.detach().float(), tokens.valid
+    first = scores[:, :1].masked_fill(~valid[:, :1], 0)  # stands in for padding
+    low, high = torch.aminmax(scores.where(valid, first), dim=1)
     checks.require(
-        (~scores.isfinite() & valid).any(),
+        ~(low.isfinite() & high.isfinite()).all(),
         lambda: ScoresError(f"{who}: scores hold NaN or infinite values; they rank nothing."),
     )
     choosing = [0 < count < there for count, there in zip(counts, tokens.counts, strict=True)]
     if not any(choosing):
         return
-    low = scores.masked_fill(~valid, torch.inf).amin(1)
-    high = scores.masked_fill(~valid, -torch.inf).amax(1)
     scale = torch.maximum(low.abs(), high.abs())
     noise = 8 * torch.finfo(torch.float32).eps  # of a mean over hundreds of float32 terms
     checks.require(

@@ -37,9 +37,22 @@ class Decoder:
         own = self._cache(call, layer, kwargs.get("past_key_values"))
         if call.left is None and (own is None or (own.columns is None and own.shift is None)):
             return None  # the layer holds everything
+        handed = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        columns, shift = (None, None) if own is None else (own.columns, own.shift)
+        given = (*args, *handed.values(), columns, shift)
+        found: Arguments = call.once(tuple(handed), given, lambda: self._cut(call, own, hidden, args, handed))
+        if own is not None and call.left is not None:
+            moved = call.dropped(hidden.device) if self.compact else None
+            own.expect(call.left, call.length, call.padded, moved)
+        return found
+
+    def _cut(
+        self, call: Call, own: PrunedLayer | None, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Arguments:
+        """Cut what a layer is handed to its own columns; once for all layers that are handed the same."""
         columns, shift = (None, None) if own is None else (own.columns, own.shift)
         mask = kwargs.get("attention_mask")
-        changed = {"attention_mask": call.once("mask", mask, columns, lambda mask: self._mask(call, own, mask, hidden))}
+        changed = {"attention_mask": call.once("mask", (mask, columns), lambda: self._mask(call, own, mask, hidden))}
         if call.left is not None:
             args = tuple(self._columns(call, "", value) for value in args)
             others = {
@@ -47,12 +60,9 @@ class Decoder:
             }
             changed |= {name: self._columns(call, name, value) for name, value in others.items()}
         if self.compact:
-            positions = call.once("compact", call.positions, shift, lambda _: self._compacted(call, own))
-            tables = call.once("rotary", positions, None, lambda numbers: self.adapter.rotary(hidden, numbers))
+            positions = call.once("compact", (call.positions, shift), lambda: self._compacted(call, own))
+            tables = call.once("rotary", (positions,), lambda: self.adapter.rotary(hidden, positions))
             changed |= {"position_ids": positions, "position_embeddings": tables}
-        if own is not None and call.left is not None:
-            moved = call.dropped(hidden.device) if self.compact else None
-            own.expect(call.left, call.length, call.padded, moved)
         return args, kwargs | changed
 
     # --- the cache ---------------------------------------------------------------------------------------------------
@@ -103,7 +113,7 @@ class Decoder:
                 return value
             index = call.left
             assert index is not None
-            return call.once(name, value, None, lambda full: gather(full, index, axis, max(axis - 1, 0)))
+            return call.once(name, (value,), lambda: gather(value, index, axis, max(axis - 1, 0)))
         if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
             return type(value)(self._columns(call, name, item) for item in value)
         if type(value) is dict:

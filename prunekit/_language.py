@@ -17,6 +17,15 @@ __all__ = ["LanguageModel"]
 
 IMAGE_IDS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
 VIDEO_IDS = ("video_token_id", "video_token_index")
+# fmt: off
+HANDING_ON = frozenset((
+    "AriaTextModel", "ChameleonModel", "Cohere2Model", "Emu3TextModel", "Ernie4_5_VLMoeTextModel", "Gemma2Model",
+    "Gemma4TextModel", "HunYuanVLTextModel", "Llama4TextModel", "LlamaModel", "MistralModel", "OPTDecoder",
+    "PaddleOCRTextModel", "PersimmonModel", "Phi4MultimodalModel", "Qwen2Model", "Qwen3Model",
+))
+# fmt: on
+"""Language models of transformers that hand each layer just what the one before it returned; a test looks at each."""
+
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 
@@ -70,6 +79,12 @@ class LanguageModel:
     def depth(self) -> int:
         """Number of decoder layers."""
         return len(self.decoder_layers)
+
+    @property
+    def hands_on(self) -> bool:
+        """Whether the language model is known to leave the states between its layers alone."""
+        kind = type(self.text_model)
+        return kind.__name__ in HANDING_ON and kind.__module__.startswith("transformers.")
 
     @property
     def final_norm(self) -> nn.Module:

@@ -91,12 +91,12 @@ class Stages:
         stage, sequence = self.by_layer[layer], call.sequence
         assert sequence is not None
         assert call.sent is not None
-        columns, valid = sequence.visual_columns()
+        columns, valid = sequence.visual_columns
         source = sequence.ordinal.gather(1, columns).masked_fill(~valid, -1).to(hidden.device)
         if call.replay:
             selection, counts = replay.decisions[stage.site]
         else:
-            if any(rows.ahead for rows in stage.policy.needs.attention):
+            if any(rows.ahead for rows in stage.needs.attention):
                 ahead()
             tokens = self._tokens(call, layer, hidden, columns, valid, source, vision)
             selection, counts = self.select(stage, tokens)
@@ -126,7 +126,7 @@ class Stages:
         stage, sequence, sent = self.by_layer[layer], call.sequence, call.sent
         assert sequence is not None
         assert sent is not None
-        needs, found = stage.policy.needs, dict(call.attention)
+        needs, found = stage.needs, dict(call.attention)
         for (site, rows), at in self.layers.items():
             if site == stage.site and rows.of_vision:
                 found[rows, at] = align(vision.attention(rows, at), sent, vision.encoded)

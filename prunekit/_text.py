@@ -184,7 +184,7 @@ class TextSide:
         if cached or embeds is None:
             self.replay.forget()
         else:
-            columns, valid = call.sequence.visual_columns()
+            columns, valid = call.sequence.visual_columns
             call.replay = self.replay.begins(sent.ids, gather(embeds, columns) * valid[..., None])
         call.memory = dict(self.vision.memory)
         call.embeds = embeds if self.embeds else None
@@ -271,7 +271,7 @@ class TextSide:
             call = self.call
             if call is None or call.sequence is None or call.sent is None or call.replay:
                 return
-            columns, valid = call.sequence.visual_columns()
+            columns, valid = call.sequence.visual_columns
             ordinals = call.sequence.ordinal.gather(1, columns).masked_fill(~valid, -1)
             cached = key.shape[2] - query.shape[2]
             for rows in wanted:

@@ -6,11 +6,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
 from prunekit.errors import BudgetError, PolicyError, SiteError, nearest
 from prunekit.keep import Keep
+from prunekit.needs import Needs
 from prunekit.policy import PruningPolicy
 from prunekit.reference import Reference
 
@@ -99,9 +101,15 @@ class Stage:
                 f"Stage({self.site!r}): {type(self.policy).__name__} needs a budget, e.g. Keep(ratio=0.25)."
             )
 
-    @property
+    @cached_property
     def where(self) -> Site:
+        """The site, parsed."""
         return Site.parse(self.site)
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What the policy reads; asked of it once."""
+        return self.policy.needs
 
     def count(self, total: int) -> int | None:
         """Tokens kept of `total` original ones, None where that depends on the data."""

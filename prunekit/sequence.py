@@ -7,6 +7,7 @@ runs under `torch.jit.trace`, on the meta device and without waiting for a GPU.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,11 +43,12 @@ class Sequence:
     def length(self) -> int:
         return int(self.origin.shape[1])
 
-    @property
+    @cached_property
     def padded(self) -> bool:
         """Whether any column of any row is padding."""
         return any(v + o != self.length for v, o in zip(self.visual, self.other, strict=True))
 
+    @cached_property
     def visual_columns(self) -> tuple[Tensor, Tensor]:
         """Columns of the visual tokens in order and which entries are real, each [batch, max(visual)]."""
         return first_columns(self.ordinal >= 0, max(self.visual))
@@ -58,7 +60,7 @@ class Sequence:
             The shortened sequence, padded at the left, and for each of its columns the column it comes from (-1:
             padding).
         """
-        columns, _ = self.visual_columns()
+        columns, _ = self.visual_columns
         kept = kept.to(columns.device)
         chosen = columns.gather(1, kept.clamp(min=0)).masked_fill(kept < 0, self.length)
         stays = (self.origin >= 0) & (self.ordinal < 0)

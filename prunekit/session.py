@@ -137,7 +137,7 @@ def _resolve_needs(plan: Plan, adapter: ModelAdapter) -> Layers:
     """Which layer each row set of each stage is read from, checked against the model before a hook is placed."""
     layers: Layers = {}
     for stage in plan.stages:
-        needs = stage.policy.needs
+        needs = stage.needs
         if needs.bias and not adapter.masked_encoder:
             raise NeedsError(
                 f"{type(stage.policy).__name__} at {stage.site!r} weighs attention, but the layers of the vision"

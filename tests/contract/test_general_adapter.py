@@ -12,6 +12,7 @@ from invariants import FAR, LAYOUTS, assert_near, check_trace, generate, same_ge
 from oracle import Alive, masked
 
 from prunekit import prune
+from prunekit._language import HANDING_ON
 from prunekit.adapter import ModelAdapter, adapter_for
 from prunekit.errors import NeedsError, UnsupportedInputError, UnsupportedModelError
 from prunekit.models.tiny.builders import tiny_random
@@ -61,6 +62,54 @@ def test_pruning_equals_masking(family: Family, policy: str, layout: str) -> Non
     assert_near(logits[final], expected[final], "prefill", 2e-5)
     same_generation(generated, expected_generated, "generate", 2e-5)
     assert (logits - plain)[:, -1].abs().max() > FAR
+
+
+HANDED_ON = [*(family.name for family in UNKNOWN), "blip_2", "internvl", "llava", "cohere2_vision", "paligemma"]
+
+
+def test_every_language_model_that_hands_on_is_looked_at() -> None:
+    assert {type(adapter_for(tiny_random(name)[0]).text_model).__name__ for name in HANDED_ON} == HANDING_ON
+
+
+@pytest.mark.parametrize("family", HANDED_ON)
+@torch.no_grad()
+def test_known_language_models_hand_the_states_on(family: str) -> None:
+    model, make_inputs = tiny_random(family)
+    adapter = adapter_for(model)
+    assert adapter.hands_on
+    given: list[torch.Tensor] = []
+    made: list[torch.Tensor] = []
+    for layer in adapter.decoder_layers:
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: given.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+        layer.register_forward_hook(
+            lambda _, args, output: made.append(output[0] if isinstance(output, tuple) else output)
+        )
+    model(**make_inputs())
+    assert len(given) == adapter.depth
+    assert all(taken is left for taken, left in zip(given[1:], made[:-1], strict=True))
+
+
+@pytest.mark.parametrize("family", ["janus", "llama4", "phi4_multimodal"])
+@torch.no_grad()
+def test_states_are_put_back_after_each_layer_of_an_unknown_one(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, make_inputs = tiny_random(family)
+    inputs, lengths = make_inputs(), []
+    depth = adapter_for(model).depth
+    for layer in adapter_for(model).decoder_layers:
+        layer.register_forward_hook(
+            lambda _, args, output: lengths.append((output[0] if isinstance(output, tuple) else output).shape[-2])
+        )
+    with prune(model, *PLANS["pyramid"]):
+        known = model(**inputs).logits
+    monkeypatch.setattr("prunekit._language.HANDING_ON", frozenset())
+    with prune(model, *PLANS["pyramid"]):
+        unknown = model(**inputs).logits
+    whole = inputs["input_ids"].shape[1]
+    assert lengths[depth - 1] < whole
+    assert set(lengths[depth:]) == {whole}
+    torch.testing.assert_close(known, unknown)
 
 
 @pytest.mark.parametrize("method", [STAR(), FasterVLM()], ids=lambda method: type(method).__name__)
