@@ -96,8 +96,8 @@ def test_wrong_models_are_named(tmp_path: Path) -> None:
         cost(str(folder))
     with pytest.raises(ConfigError, match="int is no model"):
         cost(7)
-    with pytest.raises(CostError, match=r"processor of 'mistral3'.*known are llava"):
-        cost(subject("mistral3", "sdpa").model)
+    with pytest.raises(CostError, match=r"processor of 'molmo2'.*known are llava.*flops\.count"):
+        cost(subject("molmo2", "sdpa").model)
     with pytest.raises(NeedsError, match="CLS"):
         cost("qwen2.5-vl-3b", FasterVLM(keep=64))
     with pytest.raises(BudgetError, match="budget"):

@@ -39,9 +39,11 @@ def pictures(
     """
     kind = adapter.model.config.model_type
     if kind not in _FAMILIES:
+        why = f" ({_UNKNOWN[kind]})" if kind in _UNKNOWN else ""
         raise CostError(
-            f"What the processor of {kind!r} makes of an image is not known here; known are {', '.join(_FAMILIES)}."
-            " Give prunekit.flops.count a model on the meta device and inputs from its processor."
+            f"What the processor of {kind!r} makes of an image is not known here{why}; known are"
+            f" {', '.join(_FAMILIES)}. Use prunekit.flops.count with inputs from its processor: on the meta device the"
+            " model needs no weights there either."
         )
     default: Size = tuple(image.get("default") or _edges(adapter))
     return _FAMILIES[kind](adapter, image, size or default, images, batch), size or default
@@ -69,13 +71,32 @@ def _resized(adapter: ModelAdapter, image: dict[str, Any], size: Size, images: i
 
 
 def _tiled(adapter: ModelAdapter, image: dict[str, Any], size: Size, images: int, batch: int) -> dict[str, Tensor]:
-    """InternVL: 1 to 12 tiles as near to the image's shape as can be, and a thumbnail where there are several."""
+    """InternVL and Aya: 1 to 12 tiles, as near to the image's shape as can be; a thumbnail where there are several."""
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
     edges = _edges(adapter)
     columns, rows = get_optimal_tiled_canvas(size, edges, image.get("min_tiles", 1), image.get("max_tiles", 12))
-    tiles = columns * rows + (columns * rows > 1)
-    return {"pixel_values": _pixels(tiles * images * batch, 3, *edges)}
+    return _cut(columns * rows, edges, images * batch)
+
+
+def _enlarged(adapter: ModelAdapter, image: dict[str, Any], size: Size, images: int, batch: int) -> dict[str, Tensor]:
+    """Cohere: the grid of 1 to 12 tiles that enlarges the image least, or else shrinks it least; and a thumbnail.
+
+    The rule is that of transformers' processor, whose module cannot be imported without torchvision.
+    """
+    edges, most = _edges(adapter), image.get("max_tiles", 12)
+    grids = [(columns, rows) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)]
+    scales = {
+        (columns, rows): min(columns * edges[0] / size[1], rows * edges[0] / size[0])
+        for columns, rows in sorted(grids, key=math.prod)
+    }
+    enough = [grid for grid, scale in scales.items() if scale >= 1]
+    best = min(enough, key=scales.__getitem__) if enough else max(scales, key=scales.__getitem__)
+    return _cut(math.prod(best), edges, images * batch)
+
+
+def _cut(tiles: int, edges: Size, images: int) -> dict[str, Tensor]:
+    return {"pixel_values": _pixels((tiles + (tiles > 1)) * images, 3, *edges)}
 
 
 def _pinpoints(adapter: ModelAdapter, image: dict[str, Any], size: Size, images: int, batch: int) -> dict[str, Tensor]:
@@ -96,14 +117,13 @@ def _pinpoints(adapter: ModelAdapter, image: dict[str, Any], size: Size, images:
 
 
 def _patched(adapter: ModelAdapter, image: dict[str, Any], size: Size, images: int, batch: int) -> dict[str, Tensor]:
-    """Qwen-VL: sides rounded to whole visual tokens, within limits on the number of pixels."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
+    """Qwen-VL and GLM-V: sides rounded to whole visual tokens, within limits on the number of pixels."""
     vision: Any = adapter.model.config.vision_config
     patch, frames, merge = vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size
-    limits = {name: image[name] for name in ("min_pixels", "max_pixels") if name in image}
+    limits: dict[str, int] = {name: image[name] for name in ("min_pixels", "max_pixels") if name in image}
+    resize = _glm_sides if adapter.model.config.model_type.startswith("glm") else _qwen_sides
     try:
-        height, width = smart_resize(*size, factor=patch * merge, **limits)
+        height, width = resize(size, patch * merge, frames, limits)
     except ValueError as error:
         raise CostError(f"An image of {size[0]}x{size[1]} pixels is refused by the processor: {error}.") from None
     grid = [1, height // patch, width // patch]
@@ -111,6 +131,37 @@ def _patched(adapter: ModelAdapter, image: dict[str, Any], size: Size, images: i
     return {
         "pixel_values": _pixels(math.prod(grid) * images * batch, channels * frames * patch**2),
         "image_grid_thw": torch.tensor([grid] * (images * batch)),
+    }
+
+
+def _qwen_sides(size: Size, factor: int, frames: int, limits: dict[str, int]) -> Size:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    height, width = smart_resize(*size, factor=factor, **limits)
+    return height, width
+
+
+def _glm_sides(size: Size, factor: int, frames: int, limits: dict[str, int]) -> Size:
+    """An image counts as a clip of two frames: its pixels count as often."""
+    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil, smart_resize
+
+    usual: Any = Glm4vImageProcessorPil.size
+    limits = {"min_pixels": usual["shortest_edge"], "max_pixels": usual["longest_edge"]} | limits
+    height, width = smart_resize(frames, *size, temporal_factor=frames, factor=factor, **limits)
+    return height, width
+
+
+def _packed(adapter: ModelAdapter, image: dict[str, Any], size: Size, images: int, batch: int) -> dict[str, Tensor]:
+    """Mistral 3: shrunk to a longest edge where it is larger, and its sides rounded up to whole visual tokens."""
+    config: Any = adapter.model.config
+    side = config.vision_config.patch_size * config.spatial_merge_size
+    ratio = max(1.0, max(size) / int(image.get("longest_edge", max(_edges(adapter)))))
+    height, width = (math.ceil(math.floor(edge / ratio) / side) * side for edge in size)
+    if not height or not width:
+        raise CostError(f"An image of {size[0]}x{size[1]} pixels has no pixel left along its shorter edge when shrunk.")
+    return {
+        "pixel_values": _pixels(images * batch, 3, height, width),
+        "image_sizes": torch.tensor([(height, width)] * (images * batch)),
     }
 
 
@@ -132,13 +183,29 @@ _FAMILIES: dict[str, Callable[..., dict[str, Tensor]]] = {
     "vipllava": _resized,
     "paligemma": _resized,
     "gemma3": _resized,
+    "video_llava": _resized,
+    "deepseek_vl": _resized,
     "internvl": _tiled,
+    "aya_vision": _tiled,
+    "cohere2_vision": _enlarged,
     "llava_next": _pinpoints,
+    "llava_next_video": _pinpoints,
     "llava_onevision": _pinpoints,
     "qwen2_vl": _patched,
     "qwen2_5_vl": _patched,
     "qwen3_vl": _patched,
     "qwen3_vl_moe": _patched,
+    "glm4v": _patched,
+    "glm4v_moe": _patched,
+    "mistral3": _packed,
     "idefics3": _split,
     "smolvlm": _split,
 }
+
+_UNKNOWN = {
+    "fast_vlm": "its config does not say what size the encoder takes",
+    "molmo2": "it cuts images into crops that overlap",
+    "ovis2": "whether images are cut is said by each checkpoint's processor alone",
+    "perception_lm": "its processor, which cuts images into tiles, cannot be imported without torchvision",
+}
+"""Families with an adapter that have no rule, and why."""

@@ -133,8 +133,8 @@ def _plan(experiment: Experiment, facts: ModelFacts, text: int) -> tuple[list[Ce
     errors: list[PrunekitError] = []
     skipped: list[Skipped] = []
     for name, method in experiment.methods.items():
-        for budget in experiment.budgets or [None]:
-            alone = [] if budget is None else [budget]
+        for alone in [[each] for each in experiment.budgets] or [[]]:
+            budget = alone[0] if alone else None
             one = replace(experiment, methods={name: method}, budgets=alone, unreachable="skip")
             amount = str(budget) if isinstance(budget, Budget) else budget
             try:
