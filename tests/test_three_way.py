@@ -23,6 +23,7 @@ from prunekit.budget import tokens_per_layer
 from prunekit.budget.scorers import scorers
 from prunekit.closed_form import Decoder, Encoder, closed_form
 from prunekit.costs.closed_form_text import TEXT
+from prunekit.costs.trace_graph import analyse
 from prunekit.errors import UnsupportedInputError, UnsupportedModelError
 from prunekit.flops import Cost, count
 from prunekit.plan import Plan, Site
@@ -209,7 +210,7 @@ def test_methods(method: str) -> None:
 
 
 @pytest.mark.parametrize("site", [None, "input", "decoder.2"])
-@pytest.mark.parametrize("family", ["llava", "paligemma", "cohere2_vision", "qwen3_vl_moe"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_decoding(family: str, site: str | None) -> None:
     """What `generate` computes behind the prefill, and what its caches hold, sliding windows included."""
     model, steps = subject(family), 3
@@ -220,8 +221,8 @@ def test_decoding(family: str, site: str | None) -> None:
         result = model.model.generate(
             **inputs, max_new_tokens=steps + 1, do_sample=False, return_dict_in_generate=True, use_cache=True
         )
-    language = Decoder.of(model.model.config.text_config)
-    visual = int((inputs["input_ids"] == model.family.image_token).sum())
+    language = Decoder.of(model.model.config.get_text_config())
+    visual = sum(int((inputs["input_ids"] == each).sum()) for each in model.family.tokens)
     text = inputs["input_ids"].shape[1] - visual
     pruned = {None: None, "input": 0, "decoder.2": 2}[site]
     kept = [visual if pruned is None or layer < pruned else visual // 2 for layer in range(4)]
@@ -230,6 +231,24 @@ def test_decoding(family: str, site: str | None) -> None:
     assert counter.get_total_flops() - torch_counts(model.model, inputs, items)[0] == 2 * expected
     sizes = [layer.keys.nbytes + layer.values.nbytes for layer in result.past_key_values.layers]
     assert sizes == list(language.cache_bytes([n + steps for n in held], value_bytes=4, pruned=pruned))
+
+
+@pytest.mark.parametrize("site", [None, "decoder.2"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_traced_decode_step(family: str, site: str | None) -> None:
+    """One token more, traced on the cache that a prefill of two rows left, is the closed form of one step."""
+    model = subject(family)
+    items = () if site is None else (Stage(site, Random(), Keep(ratio=0.5)),)
+    inputs = model.make_inputs(batch=2, text=(6, 6))
+    step = {"input_ids": inputs["input_ids"][:, -1:]}  # no mask: rows are equally long
+    with torch.no_grad(), prune(model.model, *items) if items else nullcontext():
+        left = model.model(**inputs, use_cache=True).past_key_values
+        counts, _ = analyse(model.model, step, {"past_key_values": left, "use_cache": True, "return_dict": True})
+    language = Decoder.of(model.model.config.get_text_config())
+    visual = sum(int((inputs["input_ids"][0] == each).sum()) for each in model.family.tokens)
+    text, pruned = inputs["input_ids"].shape[1] - visual, None if site is None else 2
+    held = [text + (visual if pruned is None or layer < pruned else visual // 2) for layer in range(4)]
+    assert sum(counts.values()) == 2 * (sum(language.decode(held, 1, pruned=pruned)) + language.head(1))
 
 
 ALONE = ("cohere", "gemma", "qwen3", "qwen3_moe")
