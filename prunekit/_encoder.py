@@ -19,7 +19,7 @@ from prunekit._align import spread
 from prunekit.errors import PolicyError, UnsupportedInputError
 from prunekit.masks import cut_mask
 from prunekit.needs import Rows, States
-from prunekit.patches import Image
+from prunekit.patches import Encoded, Image
 from prunekit.plan import Stage
 from prunekit.selection import Selection, merged
 from prunekit.sequence import first_columns, gather, scatter
@@ -48,6 +48,7 @@ class Run:
     """One run of the encoder's layers.
 
     Attributes:
+        encoded: the call of the model's method that it is a part of.
         packed: whether all images are in one sequence.
         prefix: tokens before the patches of each image.
         patches: patches of a row of the encoder's batch.
@@ -62,6 +63,7 @@ class Run:
         mask: added to the logits of later layers, [rows, 1, 1, left]; None where there is nothing to hide or weigh.
     """
 
+    encoded: Encoded
     packed: bool
     prefix: int
     rows: int

@@ -45,6 +45,20 @@ class Encoded:
     total: int = 0
     used: bool = False
 
+    @property
+    def features(self) -> Any:
+        """The visual tokens in `output`: a tensor, or one tensor an image; None where there are none to be found."""
+        for name in ("pooler_output", "last_hidden_state"):
+            if getattr(self.output, name, None) is not None:
+                return getattr(self.output, name)
+        return self.output if isinstance(self.output, (Tensor, tuple, list)) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the visual tokens are."""
+        features = self.features
+        return (features if isinstance(features, Tensor) else features[0]).device
+
 
 def squares(patches: int, merge: int) -> Tensor:
     """The `merge` x `merge` squares of a square raster of patches, row by row: [tokens, merge^2]."""
