@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.cache import CACHE, NAMES
+
 __all__ = ["Arguments", "Reached", "Recording", "states", "stopping"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -28,7 +30,7 @@ class Arguments:
 
     def run(self, layer: nn.Module, hidden: Tensor, cache: Any) -> Tensor:
         """Call a layer with them; returns the states."""
-        return states(layer(hidden, *self.rest, **self.named, past_key_values=cache))
+        return states(layer(hidden, *self.rest, **self.named, **{CACHE: cache}))
 
     def cut(self, change: Callable[[str, Any], Any]) -> Arguments:
         """The same after `change(name, value)` of every value."""
@@ -101,7 +103,7 @@ def states(output: Any) -> Tensor:
 def arguments(call: Call) -> Arguments:
     """What a layer was handed besides states and cache."""
     args, kwargs = call
-    return Arguments(args[1:], {name: value for name, value in kwargs.items() if name != "past_key_values"})
+    return Arguments(args[1:], {name: value for name, value in kwargs.items() if name not in NAMES})
 
 
 def watched(

@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import DynamicCache, DynamicLayer
 
 from prunekit import Method, Session, Stage, prune
+from prunekit.cache import CACHE
 
 __all__ = ["Dense", "Front", "Ideal", "Pruned", "Usual", "Variant", "recorded"]
 
@@ -61,11 +62,11 @@ class Dense(Variant):
 
     def prefill(self) -> Tensor:
         output = self.model(**self.prompt.sent, use_cache=True)
-        self.cache = output.past_key_values
+        self.cache = output[CACHE]
         return output.logits[:, -1:]  # type: ignore[no-any-return]
 
     def step(self, token: Tensor) -> Tensor:
-        output = self.model(input_ids=token, past_key_values=self.cache)
+        output = self.model(input_ids=token, **{CACHE: self.cache})
         return output.logits  # type: ignore[no-any-return]
 
 
@@ -186,7 +187,7 @@ class Ideal(Variant):
         return hidden if added is None else hidden + added
 
     def step(self, token: Tensor) -> Tensor:
-        hidden = self.front(partial(self.model, input_ids=token, past_key_values=self.cache))
+        hidden = self.front(partial(self.model, input_ids=token, **{CACHE: self.cache}))
         for layer, handed in zip(self.layers, self.tokens[self.taken], strict=True):
             hidden = handed.run(layer, hidden, self.cache)
         self.taken += 1

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunekit._call import Call
 from prunekit.adapter import ModelAdapter
-from prunekit.cache import PrunedLayer, cache_layer, pruned_layer
+from prunekit.cache import NAMES, PrunedLayer, cache_layer, given_cache, pruned_layer
 from prunekit.errors import UnsupportedCacheError, UnsupportedInputError
 from prunekit.masks import cut_mask, padding_mask
 from prunekit.sequence import gather
@@ -34,7 +34,7 @@ class Decoder:
         """The arguments after `hidden` that a layer is given instead; None: nothing differs."""
         if call.left is None and not self.compact and not call.holes and kwargs.get("attention_mask") is None:
             return None  # decoding mostly ends here: keep it short
-        own = self._cache(call, layer, kwargs.get("past_key_values"))
+        own = self._cache(call, layer, given_cache(kwargs))
         if call.left is None and (own is None or (own.columns is None and own.shift is None)):
             return None  # the layer holds everything
         handed = {name: value for name, value in kwargs.items() if name != "hidden_states"}
@@ -55,9 +55,7 @@ class Decoder:
         changed = {"attention_mask": call.once("mask", (mask, columns), lambda: self._mask(call, own, mask, hidden))}
         if call.left is not None:
             args = tuple(self._columns(call, "", value) for value in args)
-            others = {
-                name: value for name, value in kwargs.items() if name not in ("attention_mask", "past_key_values")
-            }
+            others = {name: value for name, value in kwargs.items() if name not in ("attention_mask", *NAMES)}
             changed |= {name: self._columns(call, name, value) for name, value in others.items()}
         if self.compact:
             positions = call.once("compact", (call.positions, shift), lambda: self._compacted(call, own))

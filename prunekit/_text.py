@@ -26,7 +26,7 @@ from prunekit._replay import Replay
 from prunekit._stages import Stages
 from prunekit._vision import VisionSide
 from prunekit.attention import attention_rows, look_ahead, tap
-from prunekit.cache import PrunedLayer, new_columns, set_running
+from prunekit.cache import NAMES, PrunedLayer, given_cache, new_columns, set_running
 from prunekit.errors import (
     NeedsError,
     UnsupportedCacheError,
@@ -98,7 +98,7 @@ class TextSide:
             kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         encoded = {kind: out for kind, out in (kwargs.get("mm_encoder_outputs") or {}).items() if out is not None}
         kwargs = new_columns(kwargs)
-        self.holes = set_running(kwargs.get("past_key_values"), True)
+        self.holes = set_running(given_cache(kwargs), True)
         self.vision.accept(encoded)
         self.sent, self.given = None, kwargs
         if encoded or sends_images(kwargs):
@@ -133,7 +133,7 @@ class TextSide:
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.call, given = None, self.given
-        embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        embeds, cache = kwargs.get("inputs_embeds"), given_cache(kwargs)
         columns = embeds if embeds is not None else kwargs.get("input_ids", args[0] if args else None)
         if columns is None:
             return
@@ -180,7 +180,7 @@ class TextSide:
             images = [Image(tokens, self.adapter.grid_of(tokens)) for tokens in sizes]
             call.images = tuple(tuple(images[number] for number in row) for row in call.numbers)
         self.stages.check(call)
-        cached = kwargs.get("past_key_values") is not None or kwargs.get("use_cache", self.decoder.config.use_cache)
+        cached = given_cache(kwargs) is not None or kwargs.get("use_cache", self.decoder.config.use_cache)
         if cached or embeds is None:
             self.replay.forget()
         else:
@@ -260,7 +260,7 @@ class TextSide:
                 "Rows(ahead=True) reads a layer that has not run, which a prompt behind a filled KV cache does not"
                 " allow; read the layer before the site instead (ahead=False)."
             )
-        kwargs = {**kwargs, "past_key_values": None}
+        kwargs = {name: None if name in NAMES else value for name, value in kwargs.items()}
         args, kwargs = self.decoder.cut(call, layer, hidden, args, kwargs) or (args, kwargs)
         wanted = {rows for (_, rows), at in self.layers.items() if at == layer and not rows.of_layer}
         with cost_scope(f"scorer.decoder.{layer}"):

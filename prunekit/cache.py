@@ -8,15 +8,23 @@ happens to a cache: growth, beam reordering, repetition, cropping, copying.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from prunekit.errors import UnsupportedCacheError, UnsupportedInputError
 
-__all__ = ["PrunedLayer", "cache_layer", "new_columns", "pruned_layer", "set_running"]
+__all__ = ["CACHE", "NAMES", "PrunedLayer", "cache_layer", "given_cache", "new_columns", "pruned_layer", "set_running"]
+
+NAMES = ("cache", "past_key_values")
+"""What the argument with the KV cache is called: since transformers 5.24, and before."""
+
+CACHE = NAMES[0] if NAMES[0] in BaseModelOutputWithPast.__dataclass_fields__ else NAMES[1]
+"""What it is called in the transformers that is installed, and what outputs call it."""
 
 
 class PrunedLayer(DynamicLayer):
@@ -135,6 +143,11 @@ class PrunedLayer(DynamicLayer):
             self.shift = change(self.shift)
 
 
+def given_cache(kwargs: Mapping[str, Any]) -> Any:
+    """The KV cache among the arguments of a call, under either name; None where there is none."""
+    return next((kwargs[name] for name in NAMES if kwargs.get(name) is not None), None)
+
+
 def cache_layer(cache: Cache | None, index: int) -> Any:
     """Layer `index` of a cache, or None where there is none yet."""
     return cache.layers[index] if cache is not None and index < len(cache.layers) else None
@@ -181,7 +194,7 @@ def pruned_layer(cache: Cache, index: int) -> PrunedLayer:
 
 def new_columns(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Cut off what was seen: `generate` on a pruned cache counts its keys, and sends too many tokens again."""
-    cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+    cache, ids = given_cache(kwargs), kwargs.get("input_ids")
     first = cache_layer(cache, 0)
     if ids is None or ids.shape[1] == 1 or not isinstance(first, PrunedLayer) or not first.seen:
         return kwargs

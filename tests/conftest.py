@@ -28,18 +28,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip families of the catalogue that the installed release of transformers does not have."""
+    """Skip families of the catalogue that the installed release of transformers does not have, or cannot run itself."""
     import transformers
-    from catalogue import FAMILIES
+    from catalogue import BROKEN, FAMILIES
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    absent = FAMILIES.keys() - CONFIG_MAPPING_NAMES.keys()
-    for item in items if absent else ():
+    unable = dict.fromkeys(FAMILIES.keys() - CONFIG_MAPPING_NAMES.keys(), "does not have it")
+    unable |= {name: why for (name, release), why in BROKEN.items() if release == transformers.__version__}
+    for item in items if unable else ():
         values = (
             item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
         )
-        for name in (name for name in values if isinstance(name, str) and name in absent):
-            item.add_marker(pytest.mark.skip(reason=f"transformers {transformers.__version__} has no {name}"))
+        for name in {str(getattr(value, "name", value)) for value in values} & unable.keys():
+            item.add_marker(pytest.mark.skip(reason=f"{name}: transformers {transformers.__version__} {unable[name]}"))
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from oracle import Alive, Inputs, latest, masked, placeholders, positions, row_o
 from torch import Tensor
 
 from prunekit import prune
+from prunekit.cache import CACHE
 from prunekit.models.tiny.builders.common import IMAGE, VIDEO
 
 MULTIPLE = ("two-images", "ragged")  # layouts with several images in a row
@@ -124,16 +125,16 @@ def check_cache(subject: Subject, items: Items, inputs: Inputs, records: int = 1
             real = inputs["attention_mask"]
             with masked(subject.dense, alive, family):
                 dense = subject.dense(**inputs, use_cache=True)
-                _same_keys(out.past_key_values, dense.past_key_values, alive)
+                _same_keys(out[CACHE], dense[CACHE], alive)
                 for step in range(1, steps + 1):
                     token = dense.logits[:, -1:].argmax(-1)
                     real = torch.cat([real, torch.ones_like(token)], dim=1)
                     more: dict[str, Any] = {"input_ids": token, "attention_mask": real}
-                    out = subject.model(**more, past_key_values=out.past_key_values)
-                    dense = subject.dense(**more, past_key_values=dense.past_key_values)
+                    out = subject.model(**more, **{CACHE: out[CACHE]})
+                    dense = subject.dense(**more, **{CACHE: dense[CACHE]})
                     assert calls == [step + 1] * len(layers), f"step {step}: layers ran {calls} times"
                     assert_near(out.logits[:, -1], dense.logits[:, -1], f"step {step}")
-                    _same_keys(out.past_key_values, dense.past_key_values, alive, step)
+                    _same_keys(out[CACHE], dense[CACHE], alive, step)
             assert len(session.trace) == records, "a decode step was taken for a prefill"
     finally:
         for handle in handles:

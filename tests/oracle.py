@@ -19,6 +19,8 @@ from catalogue import Family
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from prunekit.cache import given_cache
+
 Inputs = dict[str, Tensor]
 
 
@@ -103,7 +105,7 @@ def masked(model: nn.Module, alive: Alive, family: Family) -> Iterator[nn.Module
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             batch, new = (args[0] if args else kwargs["hidden_states"]).shape[:2]
-            cache = kwargs.get("past_key_values")
+            cache = given_cache(kwargs)
             past = cache.get_seq_length(layer) if cache is not None else 0
             keys = columns.repeat_interleave(batch // len(columns), dim=0)  # beams
             later = torch.ones(batch, max(0, past + new - keys.shape[1]), dtype=torch.bool)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import prunekit
+from prunekit.cache import CACHE
 
 Sabotage = Callable[[Any, Any], AbstractContextManager[None]]
 Hook = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -89,7 +90,7 @@ def cache_of(layer: int, change: Callable[[Tensor], Tensor]) -> Sabotage:
     def sabotage(model: Any, session: Any) -> Iterator[None]:
         def spoil(module: Any, args: Any, kwargs: Any, output: Any) -> None:
             if args[0].shape[1] > 1:
-                held = kwargs["past_key_values"].layers[layer]
+                held = kwargs[CACHE].layers[layer]
                 held.keys, held.values = change(held.keys), change(held.values)
 
         handle = model.model.language_model.layers[layer].register_forward_hook(spoil, with_kwargs=True)

@@ -10,6 +10,7 @@ from catalogue import ATTENTION, subject
 from einops import rearrange
 
 from prunekit import Keep, Keys, Needs, PruningPolicy, Selection, Stage, VisualTokens, prune
+from prunekit.cache import CACHE
 from prunekit.policies import SelfAttention
 
 SEEN: list[VisualTokens] = []
@@ -36,7 +37,7 @@ def test_keys_of_the_decoder_are_those_of_its_cache(attention: str) -> None:
     model = subject("llava", attention)
     inputs = model.make_inputs(batch=2, images=(2, 1), text=(3, 7))
     with prune(model.model, Stage("decoder.2", Reader(), Keep(ratio=1.0))):
-        cache = model.model(**inputs).past_key_values
+        cache = model.model(**inputs)[CACHE]
     keys, visual = SEEN[-1].keys, inputs["input_ids"] == model.family.image_token
     assert keys is not None
     for row, count in enumerate(visual.sum(1).tolist()):

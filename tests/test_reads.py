@@ -12,6 +12,7 @@ from catalogue import ATTENTION, FAMILIES, Subject, subject
 from torch import Tensor, nn
 
 from prunekit import Keep, Method, Needs, PruningPolicy, Rows, Selection, Stage, States, VisualTokens, prune
+from prunekit.cache import CACHE
 from prunekit.errors import NeedsError, SessionError
 from prunekit.policies import Random
 
@@ -89,7 +90,7 @@ def test_the_layer_ahead_sees_compact_positions_and_what_is_left() -> None:
     found = {}
     for positions in ("original", "compact"):
         with prune(model.model, half, Stage("decoder.2", reader, Keep(ratio=0.5)), positions=positions):
-            cache = model.model(**model.make_inputs()).past_key_values
+            cache = model.model(**model.make_inputs())[CACHE]
         assert cache.layers[2].keys.shape[2] == cache.layers[1].keys.shape[2]
         found[positions] = reader.seen[-1].attention["last"]
     assert found["compact"].shape[1] == model.family.per_image // 2
@@ -104,7 +105,7 @@ def test_the_layer_ahead_is_refused_behind_a_filled_cache() -> None:
         again = model.make_inputs()
         mask = torch.ones(1, 2 * again["input_ids"].shape[1], dtype=torch.long)
         with pytest.raises(NeedsError, match="behind a filled KV cache"):
-            model.model(**{**again, "attention_mask": mask}, past_key_values=out.past_key_values)
+            model.model(**{**again, "attention_mask": mask}, **{CACHE: out[CACHE]})
 
 
 @torch.no_grad()
@@ -175,7 +176,7 @@ def test_text_its_keys_and_where_it_stands(layout: dict[str, Any]) -> None:
     assert tokens.question is not None
     assert tokens.text_valid is not None
     same_rows(tokens.text, rows_of(model, hidden, False, **layout))
-    cache = model.dense(**model.make_inputs(**layout)).past_key_values.layers[1].keys
+    cache = model.dense(**model.make_inputs(**layout))[CACHE].layers[1].keys
     expected = rows_of(model, cache.transpose(1, 2), False, **layout)
     for row, values in enumerate(expected):
         found = tokens.states[keys][row].transpose(0, 1)[: len(values)]

@@ -7,6 +7,7 @@ from latency_common import CPU, Counting, measured, model_and_inputs
 
 from prunekit import flops
 from prunekit.adapter import adapter_for
+from prunekit.cache import CACHE
 from prunekit.latency.profiled import peak_memory, scorer_seconds
 from prunekit.latency.protocol import batched
 from prunekit.latency.roofline import Peaks, Work, bounds, peaks, work
@@ -32,7 +33,7 @@ def test_peak_memory_is_what_tensors_take() -> None:
     assert 4 * 8000 <= peak_memory(run, CPU) < 4 * 8200
     model, inputs = model_and_inputs()
     with torch.no_grad():
-        cache = Way(adapter_for(model)).prefill(inputs).past_key_values
+        cache = Way(adapter_for(model)).prefill(inputs)[CACHE]
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     one, two = (row.peak_memory for row in measured().rows if row.name == "dense")
     assert held < one < 8 * held

@@ -29,6 +29,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from prunekit.adapter import adapter_for
+from prunekit.cache import CACHE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = json.loads((ROOT / "benchmarks/results/transformers.json").read_text(encoding="utf-8"))
@@ -135,9 +136,9 @@ def test_decoder_layers_are_called_as_ever(family: str) -> None:
         require(len(args) <= 1, f"{who} are given {len(args)} positional arguments instead of one")
         require(isinstance(hidden, Tensor), f"{who} are not given `hidden_states` first or by name")
         require(hidden.ndim == 3, f"{who} are given states of {hidden.ndim} axes instead of 3")
-        for name in ("attention_mask", "position_ids", "position_embeddings", "past_key_values"):
+        for name in ("attention_mask", "position_ids", "position_embeddings", CACHE):
             require(name in kwargs, f"{who} are not given `{name}` by keyword")
-        cache, mask = kwargs["past_key_values"], kwargs["attention_mask"]
+        cache, mask = kwargs[CACHE], kwargs["attention_mask"]
         require(isinstance(cache, Cache), f"{who} are given a {type(cache).__name__} as cache")
         require(isinstance(mask, Tensor), f"{who} are given a mask of type {type(mask).__name__}")
         keys = length if number < len(layers) else mask.shape[-1]  # in a decode step, a window may have fewer
@@ -276,7 +277,7 @@ def test_masks_are_made_from_what_the_cache_says(family: str) -> None:
     """A pruned cache layer says that it holds more than it does; masks and positions follow what it says."""
     require, model = relied_on_by("prunekit/cache.py", "prunekit/_decoder.py"), subject(family, "eager").dense
     inputs = prompts(family)
-    cache = model(**inputs, use_cache=True).past_key_values
+    cache = model(**inputs, use_cache=True)[CACHE]
     seen = inputs["input_ids"].shape[1] + 5
     found: list[tuple[int, Any]] = []
     for layer in cache.layers:
@@ -290,7 +291,7 @@ def test_masks_are_made_from_what_the_cache_says(family: str) -> None:
 
     layers = model.get_submodule(FAMILIES[family].decoder_layers)
     with hooked(*(layer.register_forward_pre_hook(cut, with_kwargs=True) for layer in layers)):
-        model(input_ids=torch.full((2, 1), 20), past_key_values=cache)
+        model(input_ids=torch.full((2, 1), 20), **{CACHE: cache})
     widths = {width for width, _ in found}
     require(widths == {seen + 1}, f"masks of {family} are not made from get_mask_sizes() of the cache")
     if family == "llava":  # one position a token, counted from what is in the cache

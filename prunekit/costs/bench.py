@@ -10,6 +10,7 @@ import torch
 from prunekit import conventions
 from prunekit.adapter import ModelAdapter, adapter_for
 from prunekit.budget import Budget, CostModel, match_average
+from prunekit.cache import CACHE
 from prunekit.costs.decoding import BITS, Caches, activation_bytes
 from prunekit.costs.known import KnownValues
 from prunekit.costs.parts import Cost
@@ -42,7 +43,7 @@ class Bench:
         try:
             with torch.no_grad(), self.values:
                 inputs = on_device(adapter.model, prompt.inputs)
-                found = trace(adapter, inputs, stages, self.repeats, logits_to_keep=1, past_key_values=cache)
+                found = trace(adapter, inputs, stages, self.repeats, logits_to_keep=1, **{CACHE: cache})
         except CostError as error:
             raise CostError(
                 f"{error}{left_open(stages, prompt.visual)}"

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from prunekit._placeholders import wrap
 from prunekit.adapter import ModelAdapter
+from prunekit.cache import given_cache
 from prunekit.costs.known import known, untraced
 from prunekit.trace import cost_scope
 
@@ -91,7 +92,7 @@ class Repeats:
                 with cost_scope(f"model.{name}.forward"):
                     if _read(layer):
                         return method(*args, **kwargs)
-                    cache = kwargs.get("past_key_values") if index is not None else None
+                    cache = given_cache(kwargs) if index is not None else None
                     with untraced():
                         key = self._builds[layer], _shapes(args), _shapes(kwargs), _held(cache, index)
                     if key in self._known:

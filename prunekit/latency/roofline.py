@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import flops
+from prunekit.cache import CACHE
 from prunekit.costs.closed_form_text import Decoder
 from prunekit.errors import UnsupportedModelError
 from prunekit.latency.timer import Timer
@@ -132,7 +133,7 @@ def work(way: Way, inputs: Mapping[str, Tensor], cost: flops.Cost, batch: int, t
     macs["rest"] = cost.macs["projector"] + cost.macs["lm_head"] + between
     states = dict.fromkeys(("vision", "language", "rest"), 0)
     with way.ready(), _weighing(way, states):
-        cache = way.prefill(inputs).past_key_values
+        cache = way.prefill(inputs)[CACHE]
     held = [_numbers(layer.keys, layer.values) for layer in cache.layers]
     states["language"] += sum(held)
     weights = {part: _weights(modules) for part, modules in _modules(way).items()}

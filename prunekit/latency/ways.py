@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from prunekit.adapter import ModelAdapter
+from prunekit.cache import CACHE
 from prunekit.latency.timer import Timer
 from prunekit.plan import Stage
 from prunekit.session import prune
@@ -74,14 +75,14 @@ class Way:
 
     def _decode(self, output: Any, tokens: int, timer: Timer) -> tuple[Any, Any]:
         """The moments between which tokens are decoded; one before them pays for what is cold."""
-        model, cache = self.adapter.model, output.past_key_values
+        model, cache = self.adapter.model, output[CACHE]
         token = output.logits[:, -1:].argmax(-1)
         start = None
         for step in range(tokens + 1):
             if step == 1:
                 timer.wait()
                 start = timer.mark()
-            token = model(input_ids=token, past_key_values=cache).logits[:, -1:].argmax(-1)
+            token = model(input_ids=token, **{CACHE: cache}).logits[:, -1:].argmax(-1)
         end = timer.mark()
         timer.wait()
         return start, end

@@ -12,6 +12,7 @@ from oracle import Alive, Inputs, latest, masked
 from transformers import StaticCache
 
 from prunekit import Keep, prune
+from prunekit.cache import CACHE
 from prunekit.errors import SessionError, UnsupportedCacheError
 
 SOME = ("random-vision", "self-visual-input", "cross-text", "star", "every-site")
@@ -50,7 +51,7 @@ def test_a_second_prompt_by_forward(family: str, attention: str, policy: str, la
         full = second_prompt(out.sequences, inputs)
         cached = out.sequences.shape[1] - 1  # the last token was generated, but has not been read
         new = {"input_ids": full["input_ids"][:, cached:], "attention_mask": full["attention_mask"]}
-        return network(**new, past_key_values=out.past_key_values).logits
+        return network(**new, **{CACHE: out[CACHE]}).logits
 
     with prune(model.model, *entry.build(BUDGETS["ratio"])) as session:
         logits = go_on(model.model, generate(model.model, inputs, 4))
@@ -71,10 +72,10 @@ def test_a_second_prompt_by_generate(family: str, policy: str, layout: str, copi
     inputs = model.make_inputs(**LAYOUTS[layout])
 
     def go_on(network: Any, out: Any) -> Any:
-        cache = copy.deepcopy(out.past_key_values) if copied else out.past_key_values
-        once = generate(network, second_prompt(out.sequences, inputs), 3, past_key_values=cache)
+        cache = copy.deepcopy(out[CACHE]) if copied else out[CACHE]
+        once = generate(network, second_prompt(out.sequences, inputs), 3, **{CACHE: cache})
         if copied:  # the original was not touched: it can go on too, and says the same
-            again = generate(network, second_prompt(out.sequences, inputs), 3, past_key_values=out.past_key_values)
+            again = generate(network, second_prompt(out.sequences, inputs), 3, **{CACHE: out[CACHE]})
             same_generation(again, once, "original after its copy")
         return once
 
@@ -90,7 +91,7 @@ def test_a_second_prompt_by_generate(family: str, policy: str, layout: str, copi
 def _prefill(model: Subject, policy: str = "star") -> tuple[Inputs, Any]:
     inputs = model.make_inputs()
     with torch.no_grad(), prune(model.model, *POLICIES[policy].build(Keep(ratio=0.5))):
-        return inputs, model.model(**inputs, use_cache=True).past_key_values
+        return inputs, model.model(**inputs, use_cache=True)[CACHE]
 
 
 @pytest.mark.parametrize("policy", SOME)
@@ -99,7 +100,7 @@ def test_a_pruned_cache_is_refused_outside_of_its_session(policy: str) -> None:
     model = subject("llava", "sdpa")
     _, cache = _prefill(model, policy)
     with pytest.raises((UnsupportedCacheError, SessionError), match="cache"):
-        model.model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        model.model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
 
 
 @torch.no_grad()
@@ -111,10 +112,10 @@ def test_a_pruned_cache_goes_on_in_a_later_session() -> None:
     with prune(model.model, *items) as session:
         whole = model.model(**inputs, use_cache=True)
         records = latest(session.trace, 2)
-        expected = model.model(**token, past_key_values=whole.past_key_values).logits
+        expected = model.model(**token, **{CACHE: whole[CACHE]}).logits
     with prune(model.model, *items):
         try:
-            actual = model.model(**token, past_key_values=cache).logits
+            actual = model.model(**token, **{CACHE: cache}).logits
         except (UnsupportedCacheError, SessionError):
             return  # refused by name is as good
     assert records
@@ -122,7 +123,7 @@ def test_a_pruned_cache_goes_on_in_a_later_session() -> None:
 
 
 def _static(model: Any) -> Any:
-    return {"past_key_values": StaticCache(config=model.config.get_text_config(), max_cache_len=64)}
+    return {CACHE: StaticCache(config=model.config.get_text_config(), max_cache_len=64)}
 
 
 REFUSED: dict[str, Callable[[Any], dict[str, Any]]] = {

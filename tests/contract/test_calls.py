@@ -12,6 +12,7 @@ from oracle import Alive, Inputs, latest, masked
 from torch import Tensor
 
 from prunekit import Keep, Stage, prune
+from prunekit.cache import CACHE
 from prunekit.errors import PrunekitError
 from prunekit.policies import CrossAttention, Random, SelfAttention
 
@@ -166,11 +167,11 @@ def test_a_second_image_on_the_same_cache(model: Subject, items: Items, layout: 
             input_ids=ids[:, start:],
             attention_mask=mask.long(),
             pixel_values=again["pixel_values"],
-            past_key_values=out.past_key_values,
+            **{CACHE: out[CACHE]},
         )
         token = torch.full((len(ids), 1), 6)
         mask = torch.cat([mask, torch.ones(len(ids), 1)], dim=1).long()
-        after = network(input_ids=token, attention_mask=mask, past_key_values=turn.past_key_values)
+        after = network(input_ids=token, attention_mask=mask, **{CACHE: turn[CACHE]})
         return [turn.logits[:, -4:], after.logits]
 
     with prune(model.model, *items) as session:
@@ -192,11 +193,11 @@ def test_a_generated_placeholder_is_no_image(model: Subject, items: Items) -> No
     token = torch.tensor([[model.family.image_token]])
     with prune(model.model, *items) as session:
         out = model.model(**inputs, use_cache=True)
-        actual = model.model(input_ids=token, past_key_values=out.past_key_values).logits
+        actual = model.model(input_ids=token, **{CACHE: out[CACHE]}).logits
         assert len(session.trace) == len(items)
     with masked(model.dense, Alive(session.trace, inputs, model.family), model.family):
         out = model.dense(**inputs, use_cache=True)
-        expected = model.dense(input_ids=token, past_key_values=out.past_key_values).logits
+        expected = model.dense(input_ids=token, **{CACHE: out[CACHE]}).logits
     assert_near(actual, expected, "a generated placeholder")
 
 

@@ -12,6 +12,7 @@ from oracle import Alive, masked
 from torch import Tensor
 
 from prunekit import Keep, Stage, prune
+from prunekit.cache import CACHE
 from prunekit.policies import CrossAttention, SelfAttention
 
 STAGES = (
@@ -49,14 +50,14 @@ def test_pruned_once(family: str) -> None:
     more, whole = follow_up(inputs)
 
     def converse(network: Any) -> list[Tensor]:
-        cache = network(**inputs, use_cache=True).past_key_values
+        cache = network(**inputs, use_cache=True)[CACHE]
         new = {"input_ids": more, "attention_mask": whole["attention_mask"]}
         if "token_type_ids" in inputs and family == "gemma3":
             new["token_type_ids"] = torch.zeros_like(more)
-        out = network(**new, **positions(network, whole["attention_mask"], 5), past_key_values=cache)
+        out = network(**new, **positions(network, whole["attention_mask"], 5), **{CACHE: cache})
         mask = torch.cat([whole["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1)
         token = {"input_ids": torch.tensor([[21], [22]]), "attention_mask": mask, **positions(network, mask, 1)}
-        return [out.logits, network(**token, past_key_values=out.past_key_values).logits]
+        return [out.logits, network(**token, **{CACHE: out[CACHE]}).logits]
 
     with prune(model.model, *STAGES) as session:
         actual = converse(model.model)

@@ -25,6 +25,7 @@ from oracle import Alive, Inputs, masked
 from torch import Tensor
 
 from prunekit import Keep, Stage, prune
+from prunekit.cache import CACHE
 from prunekit.errors import NeedsError, ScoresError, SiteError
 from prunekit.policies import CrossAttention, Random, UniformGrid
 
@@ -106,7 +107,7 @@ def test_pruning_equals_masking(family: str, attention: str, layout: str, policy
     final = alive.final()
     assert_near(out.logits[final], dense.logits[final], "prefill", 2e-5)
     same_generation(generated, expected_generated, "generate", 2e-5)
-    for layer, (held, whole) in enumerate(zip(out.past_key_values.layers, dense.past_key_values.layers, strict=True)):
+    for layer, (held, whole) in enumerate(zip(out[CACHE].layers, dense[CACHE].layers, strict=True)):
         untouched = (alive.decoder(layer) == alive.real).all()  # then a window holds what it always does
         planned = whole.keys.shape[-2] if untouched else alive.planned(layer)
         assert held.keys.shape[-2] == planned, f"layer {layer} holds {held.keys.shape[-2]} keys, not {planned}"

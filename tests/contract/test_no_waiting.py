@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit import Keep, Stage, _vision, prune
+from prunekit.cache import CACHE
 from prunekit.models import llava_next
 from prunekit.policies import STAR, CrossAttention, Random, SelfAttention, uniform_grid
 
@@ -101,7 +102,7 @@ def test_host_reads(attention: str, policy: str, layout: str) -> None:
         with host_reads() as prefill:
             out = model.model(**inputs, use_cache=True)
         with host_reads() as decode:
-            model.model(input_ids=token, attention_mask=mask, past_key_values=out.past_key_values)
+            model.model(input_ids=token, attention_mask=mask, **{CACHE: out[CACHE]})
     assert dict(decode) == {}
     assert dict(prefill) == {COUNTS: 1}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from prunekit import Keep, PruningPolicy, ScoringPolicy, Selection, Stage, VisualTokens, prune
+from prunekit.cache import CACHE
 from prunekit.errors import UnsupportedCacheError
 from prunekit.policies import STAR, CrossAttention, SelfAttention
 
@@ -237,17 +238,17 @@ def test_the_cache_of_an_interrupted_call(failing: str, error: type[BaseExceptio
     def fail() -> None:
         with prune(model.model, *STAGES):
             if failing == "token":
-                model.model(**inputs, past_key_values=cache)
+                model.model(**inputs, **{CACHE: cache})
             handle = model.model.get_submodule("model.language_model.layers.3").register_forward_pre_hook(stop)
             try:
-                model.model(**(inputs if failing == "prompt" else {"input_ids": token}), past_key_values=cache)
+                model.model(**(inputs if failing == "prompt" else {"input_ids": token}), **{CACHE: cache})
             finally:
                 handle.remove()
 
     with pytest.raises(error):
         fail()
     with pytest.raises(UnsupportedCacheError, match=r"was pruned inside a prune\(\.\.\.\) session"):
-        model.model(input_ids=token, past_key_values=cache)
+        model.model(input_ids=token, **{CACHE: cache})
 
 
 @torch.no_grad()

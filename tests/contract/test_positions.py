@@ -9,6 +9,7 @@ from invariants import LAYOUTS, assert_near, generate
 from oracle import Alive, Inputs, row_of
 
 from prunekit import Keep, Stage, prune
+from prunekit.cache import CACHE
 from prunekit.errors import PrunekitError
 from prunekit.policies import CrossAttention, SelfAttention
 
@@ -28,7 +29,7 @@ def native(model: Subject, row: Inputs, alive: Alive, number: int, tokens: torch
     out = core.language_model(inputs_embeds=embeds[0][:, kept], use_cache=True)
     logits = [model.dense.lm_head(out.last_hidden_state[:, -1])]
     for token in tokens[:-1]:
-        out = core.language_model(input_ids=token.view(1, 1), past_key_values=out.past_key_values)
+        out = core.language_model(input_ids=token.view(1, 1), **{CACHE: out[CACHE]})
         logits.append(model.dense.lm_head(out.last_hidden_state[:, -1]))
     return logits
 

@@ -13,6 +13,7 @@ from invariants import LAYOUTS, assert_near, generate
 from snapshots import differences, snapshot
 
 from prunekit import Keep, Stage, prune
+from prunekit.cache import CACHE
 from prunekit.errors import NeedsError, PruningWarning, SessionError
 from prunekit.policies import STAR, CrossAttention, FasterVLM, Random, SelfAttention
 
@@ -49,7 +50,7 @@ def steps(model: Any, inputs: dict[str, Any]) -> Iterator[torch.Tensor]:
     for _ in range(3):
         yield out.logits[:, -1]
         token = torch.full((len(inputs["input_ids"]), 1), 17)
-        out = model(input_ids=token, past_key_values=out.past_key_values)
+        out = model(input_ids=token, **{CACHE: out[CACHE]})
 
 
 @pytest.mark.parametrize("families", PAIRS, ids="-".join)
@@ -169,7 +170,7 @@ def test_text_first_then_an_image() -> None:
             input_ids=inputs["input_ids"][:, first:],
             attention_mask=inputs["attention_mask"],
             pixel_values=inputs["pixel_values"],
-            past_key_values=begun.past_key_values,
+            **{CACHE: begun[CACHE]},
         ).logits[:, -1]
     assert [record.site for record in session.trace] == ["input", "input"]
     assert_near(actual, expected, "an image after cached text")
