@@ -49,7 +49,7 @@ parity: $(READY)  ## Compare every method with golden vectors of the released co
 	$(BIN)/pytest tests/parity -n 0 -q --parity-json benchmarks/results/parity.json $(ARGS)
 
 # The oldest release that pyproject.toml admits, the last ones of those between, and the newest.
-RELEASES ?= 5.20.0 5.20.2 5.21.1 5.22.2 newest
+RELEASES ?= 5.20.0 5.20.2 5.21.1 5.22.2 5.23.0 newest
 
 matrix: $(READY)  ## Run the contract tests with each of several RELEASES of transformers
 	$(BIN)/python tests/matrix.py $(RELEASES) $(ARGS)
