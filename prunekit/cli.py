@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
+from prunekit._options import read_options
 from prunekit.errors import ConfigError, PrunekitError, nearest
 
 __all__ = ["main"]
@@ -124,13 +125,6 @@ def _main(words: list[str]) -> int:
     return 0
 
 
-def _parse(parser: ArgumentParser, words: list[str]) -> Namespace:
-    try:
-        return parser.parse_args(words)
-    except ArgumentError as error:
-        raise ConfigError(f"{' '.join(str(error).split())}; see {parser.prog} --help.") from None
-
-
 def _run(words: list[str]) -> int:
     from prunekit.evaluation.config import experiment_parser, load_experiment
 
@@ -199,7 +193,7 @@ def _list(words: list[str]) -> int:
         metavar="MODEL",
         help="Of policies: where each works on this model (tiny, a folder, a hub name or a family), or why not.",
     )
-    chosen = _parse(parser, words)
+    chosen = read_options(parser, words)
     if chosen.compatible is not None and chosen.kind != "policies":
         raise ConfigError(f"--compatible goes with 'prunekit list policies', not with {chosen.kind!r}.")
     found = entries(chosen.kind) if chosen.compatible is None else compatible(chosen.compatible)
@@ -215,7 +209,7 @@ def _list(words: list[str]) -> int:
 def _flops(words: list[str]) -> int:
     from prunekit.costs.command import flops_parser, run_flops
 
-    run_flops(_parse(flops_parser(), words))
+    run_flops(read_options(flops_parser(), words))
     return 0
 
 
@@ -242,7 +236,7 @@ def _fit(words: list[str]) -> int:
     dtypes = Literal["float32", "bfloat16", "float16"]
     parser.add_argument("--dtype", type=dtypes, default="float32", help="Type of the weights.")
     parser.add_argument("--output", type=str | None, default=None, metavar="FILE", help="Write the YAML there, too.")
-    print(fitted(Request(**vars(_parse(parser, words)))), end="")
+    print(fitted(Request(**vars(read_options(parser, words)))), end="")
     return 0
 
 
@@ -262,7 +256,7 @@ def _new_policy(words: list[str]) -> int:
     )
     parser.add_argument("name", type=str, help="Name of the class, such as Loudest.")
     parser.add_argument("--output", type=str, default=".", metavar="DIR", help="Folder to write to.")
-    chosen = _parse(parser, words)
+    chosen = read_options(parser, words)
     files = new_policy(chosen.name, Path(chosen.output))
     print("\n".join(map(str, files)))
     test = next(file for file in files if file.name.startswith("test_"))

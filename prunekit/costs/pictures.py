@@ -158,11 +158,18 @@ def _packed(adapter: ModelAdapter, image: dict[str, Any], size: Size, images: in
     ratio = max(1.0, max(size) / int(image.get("longest_edge", max(_edges(adapter)))))
     height, width = (math.ceil(math.floor(edge / ratio) / side) * side for edge in size)
     if not height or not width:
-        raise CostError(f"An image of {size[0]}x{size[1]} pixels has no pixel left along its shorter edge when shrunk.")
+        raise _vanished(size)
     return {
         "pixel_values": _pixels(images * batch, 3, height, width),
         "image_sizes": torch.tensor([(height, width)] * (images * batch)),
     }
+
+
+def _vanished(size: Size) -> CostError:
+    return CostError(
+        f"An image of {size[0]}x{size[1]} pixels is refused: the processor shrinks its longer edge, and no pixel is"
+        " left of the shorter one. Give an image_size that is less narrow."
+    )
 
 
 def _split(adapter: ModelAdapter, image: dict[str, Any], size: Size, images: int, batch: int) -> dict[str, Tensor]:
@@ -171,6 +178,8 @@ def _split(adapter: ModelAdapter, image: dict[str, Any], size: Size, images: int
     longest = int(image.get("longest_edge", 4 * edge))
     scale = longest / max(size)
     large, small = math.ceil(longest / edge), math.ceil(math.floor(min(size) * scale) / edge)
+    if small == 0:
+        raise _vanished(size)
     tiles = large * small + (large * small > 1)
     return {
         "pixel_values": _pixels(batch, images * tiles, 3, edge, edge),

@@ -12,11 +12,17 @@ __all__ = ["amount", "left_open", "named"]
 
 
 def amount(budget: Any) -> Any:
-    """A budget as results show it: an average is a number, any other measure a text."""
+    """A budget as results show it: an average is a number, any other measure a text; None stays None.
+
+    Raises:
+        BudgetError: it is no budget.
+    """
+    if budget is None:
+        return None
     if isinstance(budget, str):
         budget = Budget.parse(budget)
     if not isinstance(budget, Budget):
-        return budget
+        budget = Budget.of(budget)
     return budget.amount if budget.kind == "average" else str(budget)
 
 

@@ -59,7 +59,12 @@ def read_methods(texts: Sequence[str]) -> dict[str, MethodLike]:
     """
     raw: dict[str, Any] = {}
     for text in texts:
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"methods: {text!r} is no YAML; write STAR, or {{class_path: FastV, init_args: {{layer: 3}}}}."
+            ) from None
         name = str(value.get("class_path", text) if isinstance(value, dict) else value).rpartition(".")[2]
         raw[name if name not in raw else f"{name} {len(raw) + 1}"] = value
     with _importable([Path.cwd()]):

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
+from prunekit._options import read_options
 from prunekit.budget import Budget
 from prunekit.errors import ConfigError
 from prunekit.latency.protocol import Protocol
@@ -24,10 +25,7 @@ PARTS = ("vision", "language", "prefill", "decode")
 def main(words: Sequence[str]) -> int:
     """Run the command, and return its exit code."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself otherwise
-    try:
-        chosen = vars(_parser().parse_args(list(words)))
-    except ArgumentError as error:
-        raise ConfigError(f"{' '.join(str(error).split())}; see prunekit bench --help.") from None
+    chosen = vars(read_options(_parser(), words))
     as_json = chosen.pop("json")
     settings = {name: chosen.pop(name) for name in ("decode_tokens", "repeats", "warmup", "seed")}
     protocol = Protocol(batch=tuple(chosen.pop("batch")), **settings)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from prunekit.adapter import ModelAdapter, adapter_for
-from prunekit.errors import ConfigError, MeasurementError, nearest
+from prunekit.errors import ConfigError, MeasurementError, PrunekitError, nearest
 from prunekit.evaluation.data import to_device
 from prunekit.evaluation.experiment import ModelSpec
 from prunekit.evaluation.loading import load_model, load_processor, model_facts
@@ -157,6 +158,8 @@ def _family(name: str, sizes: dict[str, Any], dtype: str, attention: str) -> Sou
     for key in sizes:
         if key not in known:
             raise ConfigError(f"size: {name} has no {key!r}; allowed are {', '.join(known)}.{nearest(key, known)}")
+        if key in Sizes.__dataclass_fields__ and sizes[key] < 1:
+            raise ConfigError(f"size: {key}={sizes[key]}; allowed are whole numbers from 1.")
 
     def made() -> tuple[nn.Module, Any]:
         both: tuple[nn.Module, Any] = _attending(
@@ -170,8 +173,17 @@ def _family(name: str, sizes: dict[str, Any], dtype: str, attention: str) -> Sou
             weight.data = weight.data.to(getattr(torch, dtype))
         return model
 
-    with torch.device("meta"):
-        skeleton, make_inputs = made()
+    try:
+        with torch.device("meta"):
+            skeleton, make_inputs = made()
+    except (ArithmeticError, AssertionError, RuntimeError, StrictDataclassError, TypeError, ValueError) as error:
+        if not sizes or isinstance(error, PrunekitError):
+            raise
+        given = " ".join(f"{key}={value}" for key, value in sizes.items())
+        raise ConfigError(
+            f"size: no model of {name} has {given} ({' '.join(str(error).split())[:240]}); sizes that are not given"
+            " stay as they are: heads have to divide widths."
+        ) from None
     return Source(skeleton.to(getattr(torch, dtype)), build, lambda model: dict(make_inputs(text=1)))
 
 
