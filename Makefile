@@ -11,15 +11,15 @@ UV := build/uv/bin/uv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
 export NO_MKDOCS_2_WARNING := 1
-demo test parity matrix docs bench train-tiny: export HF_HUB_OFFLINE := 1
-demo test parity matrix docs bench train-tiny: export TRANSFORMERS_OFFLINE := 1
+demo test slow parity matrix docs bench train-tiny: export HF_HUB_OFFLINE := 1
+demo test slow parity matrix docs bench train-tiny: export TRANSFORMERS_OFFLINE := 1
 # Threads that wait give their core away: beside another busy program, spinning made the demo ten times slower.
-demo test parity matrix: export OMP_WAIT_POLICY := PASSIVE
+demo test slow parity matrix: export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo check format lint types test parity matrix docs wheel bench train-tiny constraints clean
+.PHONY: help setup demo check format lint types test slow parity matrix docs wheel bench train-tiny constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,7 +29,7 @@ setup: $(READY)  ## Install prunekit and its development tools into .venv
 demo: $(READY)  ## Prune the bundled model with several methods and write a report
 	$(BIN)/prunekit run benchmarks/experiments/quickstart.yaml $(ARGS)
 
-check: lint types test docs  ## All gates: format, lint, types, tests, documentation
+check: lint types test slow docs  ## All gates: format, lint, types, tests, documentation
 
 format: $(READY)  ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff format .
@@ -43,7 +43,10 @@ types: $(READY)  ## Check types, strictly
 	$(BIN)/mypy
 
 test: $(READY)  ## Run the tests; narrow them with ARGS="-k star"
-	$(BIN)/pytest -n auto --maxprocesses 8 $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 8 -m "not slow" $(ARGS)
+
+slow: $(READY)  ## Run the tests that take long, which make test leaves out
+	$(BIN)/pytest -n 0 -m slow $(ARGS)
 
 parity: $(READY)  ## Compare every method with golden vectors of the released code
 	$(BIN)/pytest tests/parity -n 0 -q --parity-json benchmarks/results/parity.json $(ARGS)
