@@ -11,9 +11,10 @@ from catalogue import FAMILIES, subject
 from PIL import Image
 
 from prunekit import cost
-from prunekit.adapter import adapter_for
-from prunekit.costs.pictures import pictures
+from prunekit.adapter import adapter_for, supported_models
+from prunekit.costs.pictures import _FAMILIES, _UNKNOWN, pictures
 from prunekit.errors import CostError
+from prunekit.models.tiny.builders import tiny_random
 from prunekit.policies import FastV
 
 SIZES = [(40, 40), (30, 90), (200, 50), (33, 47)]
@@ -95,6 +96,26 @@ def test_tiles_of_cohere(size: tuple[int, int], tiles: int) -> None:
     adapter = adapter_for(subject("cohere2_vision", "sdpa").model)
     found, _ = pictures(adapter, {}, size, 1, 1)
     assert found["pixel_values"].shape == (tiles, 3, 32, 32)
+
+
+def test_every_adapter_of_a_family_has_a_rule() -> None:
+    """A new adapter fails here until its images are known, or it is listed with the reason why they are not."""
+    assert set(supported_models()) <= _FAMILIES.keys() | _UNKNOWN.keys()
+    assert not _FAMILIES.keys() & _UNKNOWN.keys()
+    assert set(REFUSED) == set(_UNKNOWN)
+
+
+def test_a_family_outside_the_catalogue() -> None:
+    """GLM-4.6V has the adapter and the processor of GLM-4.1V."""
+    from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil, smart_resize
+
+    config = tiny_random("glm46v")[0].config
+    side = config.vision_config.patch_size * config.vision_config.spatial_merge_size
+    usual = Glm46VImageProcessorPil.size
+    limits = {"min_pixels": usual["shortest_edge"], "max_pixels": usual["longest_edge"]}
+    height, width = smart_resize(2, 40, 90, temporal_factor=2, factor=side, **limits)
+    found = cost(config, image_size=(40, 90))
+    assert found.prompt["visual_tokens"] == height * width // side**2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

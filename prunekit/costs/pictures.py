@@ -206,6 +206,7 @@ _FAMILIES: dict[str, Callable[..., dict[str, Tensor]]] = {
     "qwen3_vl_moe": _patched,
     "glm4v": _patched,
     "glm4v_moe": _patched,
+    "glm46v": _patched,
     "mistral3": _packed,
     "idefics3": _split,
     "smolvlm": _split,
