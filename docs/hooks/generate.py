@@ -215,7 +215,14 @@ def latency() -> str:
     return str(script("benchmarks/latency.py").section(json.loads(path.read_text(encoding="utf-8"))))
 
 
+def costs(part: str = "table") -> str:
+    """What methods cost on presets, from the stored run of `benchmarks/cost_table.py`, or where presets come from."""
+    made: Any = script("docs/hooks/costs.py")
+    return str(getattr(made, part)())
+
+
 PARTS: dict[str, Callable[..., str]] = {
+    "costs": costs,
     "latency": latency,
     "method": method,
     "methods": methods,
