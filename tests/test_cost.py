@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, DynamicCache, LlamaConfig,
 
 from prunekit import Keep, Stage, conventions, cost, flops, prune
 from prunekit.adapter import adapter_for
+from prunekit.cache import CACHE
 from prunekit.costs.decoding import activation_bytes
 from prunekit.costs.known import KnownValues, known, to_meta
 from prunekit.costs.repeats import RecordingCache, Repeats
@@ -72,11 +73,11 @@ def test_layers_that_are_passed_over_count_in_full(family: str) -> None:
         cache = RecordingCache(model.config.get_text_config(decoder=True))
         with torch.no_grad(), KnownValues():
             given = flops.on_device(model, inputs)
-            found = flops.trace(adapter, given, items, repeats, logits_to_keep=1, past_key_values=cache)
+            found = flops.trace(adapter, given, items, repeats, logits_to_keep=1, **{CACHE: cache})
         assert found == flops.count(model, inputs, items)
         plain = DynamicCache(config=real.model.config.get_text_config(decoder=True))
         with torch.no_grad(), prune(real.model, *items) if items else nullcontext():
-            real.model(**inputs, past_key_values=plain)
+            real.model(**inputs, **{CACHE: plain})
         assert [layer.keys.shape for layer in cache.layers] == [layer.keys.shape for layer in plain.layers]
 
 
@@ -97,18 +98,18 @@ def test_decoding_is_what_steps_cost(family: str, items: Any) -> None:
     recording = RecordingCache(bones.config.get_text_config(decoder=True))
     with torch.no_grad(), KnownValues():
         given = flops.on_device(bones, inputs)
-        found = flops.trace(adapter, given, items, None, logits_to_keep=1, past_key_values=recording)
+        found = flops.trace(adapter, given, items, None, logits_to_keep=1, **{CACHE: recording})
     caches = Caches.of(adapter, recording, found, "float32")
     keys = DynamicCache(config=model.config.get_text_config(decoder=True))
     total = 0
     with torch.no_grad(), prune(model, *items) if items else nullcontext():
-        model(**inputs, past_key_values=keys)
+        model(**inputs, **{CACHE: keys})
         assert caches.bytes(0) == held(keys)
         mask = inputs["attention_mask"]
         for _ in range(steps):
             mask = torch.cat([mask, mask[:, -1:]], 1)
             step = {"input_ids": mask[:, -1:] * 9, "attention_mask": mask}
-            counts, _ = analyse(model, step, {"past_key_values": keys, "use_cache": True, "return_dict": True})
+            counts, _ = analyse(model, step, {CACHE: keys, "use_cache": True, "return_dict": True})
             total += sum(counts.values())
     assert caches.decode_macs(steps) == total
     assert caches.bytes(steps) == held(keys)

@@ -21,6 +21,7 @@ from prunekit import Keep, Stage, prune
 from prunekit.adapter import adapter_for
 from prunekit.budget import tokens_per_layer
 from prunekit.budget.scorers import scorers
+from prunekit.cache import CACHE
 from prunekit.closed_form import Decoder, Encoder, closed_form
 from prunekit.costs.closed_form_text import TEXT
 from prunekit.costs.trace_graph import analyse
@@ -229,7 +230,7 @@ def test_decoding(family: str, site: str | None) -> None:
     held = [tokens + text for tokens in kept]
     expected = sum(language.decode(held, steps, pruned=pruned)) + language.head(steps)
     assert counter.get_total_flops() - torch_counts(model.model, inputs, items)[0] == 2 * expected
-    sizes = [layer.keys.nbytes + layer.values.nbytes for layer in result.past_key_values.layers]
+    sizes = [layer.keys.nbytes + layer.values.nbytes for layer in result[CACHE].layers]
     assert sizes == list(language.cache_bytes([n + steps for n in held], value_bytes=4, pruned=pruned))
 
 
@@ -242,8 +243,8 @@ def test_a_traced_decode_step(family: str, site: str | None) -> None:
     inputs = model.make_inputs(batch=2, text=(6, 6))
     step = {"input_ids": inputs["input_ids"][:, -1:]}  # no mask: rows are equally long
     with torch.no_grad(), prune(model.model, *items) if items else nullcontext():
-        left = model.model(**inputs, use_cache=True).past_key_values
-        counts, _ = analyse(model.model, step, {"past_key_values": left, "use_cache": True, "return_dict": True})
+        left = model.model(**inputs, use_cache=True)[CACHE]
+        counts, _ = analyse(model.model, step, {CACHE: left, "use_cache": True, "return_dict": True})
     language = Decoder.of(model.model.config.get_text_config())
     visual = sum(int((inputs["input_ids"][0] == each).sum()) for each in model.family.tokens)
     text, pruned = inputs["input_ids"].shape[1] - visual, None if site is None else 2
