@@ -25,7 +25,7 @@ from prompts import families, why_not
 from rich.console import Console
 from rich.table import Table
 from scaling import scaling
-from timing import provenance
+from timing import keep_freed_memory, provenance
 from transformers.utils import logging
 
 QUICK = {"side": 8, "keep": 8, "text": 11, "hidden": 64, "layers": 6, "repeats": 3, "tokens": 2}
@@ -40,6 +40,7 @@ UNITS = {
 
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The whole comparison, as JSON; written after every family, so that an interrupted run leaves something."""
+    keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     start = time.perf_counter()
@@ -123,11 +124,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--family", nargs="*", metavar="NAME", help="families to measure; by default all that fit")
     parser.add_argument("--side", type=int, default=24, help="visual tokens along one edge of the image")
     parser.add_argument("--keep", type=int, default=64, help="visual tokens that stay in the end")
-    parser.add_argument("--text", type=int, default=64, help="words of the prompt")
+    parser.add_argument("--text", type=int, default=128, help="words of the prompt")
     parser.add_argument("--hidden", type=int, default=1024, help="width, a multiple of 64")
     parser.add_argument("--layers", type=int, default=16, help="decoder layers, at least 6")
-    parser.add_argument("--repeats", type=int, default=4, help="runs of each way")
-    parser.add_argument("--tokens", type=int, default=3, help="tokens decoded after each prefill")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
+    parser.add_argument("--tokens", type=int, default=2, help="tokens decoded after each prefill")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, help="of torch on the CPU; with one, others disturb least")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import os
 import random
@@ -22,12 +23,23 @@ from variants import Variant
 
 from prunekit.provenance import hardware, versions
 
-__all__ = ["Times", "decode_tokens", "measure", "paired", "peak_memory", "provenance", "timed"]
+__all__ = ["Times", "decode_tokens", "keep_freed_memory", "measure", "paired", "peak_memory", "provenance", "timed"]
 
 Times = dict[str, list[float]]
 
 SPAN = "measured"
 """Name of a module's calls in the profiler's records."""
+
+
+def keep_freed_memory() -> None:
+    """Let the C library hold on to what tensors free, so that each run finds its memory mapped.
+
+    By default glibc hands memory back once enough of it is free at the end of the heap, and every page that is asked
+    for again is a page fault. Whether that happens depends on what lies where: it made equal layers differ by 3 %.
+    """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)  # there is none outside of glibc
+    for option in (-1, -3) if tune is not None else ():  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        tune(option, 2**31 - 1)  # type: ignore[misc]
 
 
 def wait(device: str) -> None:
@@ -53,15 +65,20 @@ def decode_tokens(way: Variant, steps: int) -> None:
 
 
 def measure(ways: dict[str, Variant], options: argparse.Namespace) -> tuple[Times, Times]:
-    """Seconds of each prefill and of each token decoded, all ways in turns; one round more, thrown away, warms up."""
+    """Seconds of each prefill and of each token decoded, all ways in turns; one round more, thrown away, warms up.
+
+    Ways of one plan (`plan.way`), whose times are compared, follow one another, in a new order each round.
+    """
     prefill: Times = {name: [] for name in ways}
     decode: Times = {name: [] for name in ways}
-    order, shuffle, steps = list(ways), random.Random(0).shuffle, options.tokens
+    order, chance, steps = list(ways), random.Random(0), options.tokens
     gc.collect()
     gc.disable()
     try:
         for _ in range(options.repeats + 1):
-            shuffle(order)
+            chance.shuffle(order)
+            places = {plan: chance.random() for plan in dict.fromkeys(name.partition(".")[0] for name in order)}
+            order.sort(key=lambda name, places=places: places[name.partition(".")[0]])
             for name in order:
                 way = ways[name]
                 with way.ready():

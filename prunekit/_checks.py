@@ -128,23 +128,25 @@ def _check_images(who: str, keep: Keep, tokens: VisualTokens, kept: Tensor, chec
 
 
 def _check_scores(who: str, tokens: VisualTokens, scores: Tensor, counts: tuple[int, ...], checks: Checks) -> None:
-    scores, valid = scores.detach().float(), tokens.valid
-    first = scores[:, :1].masked_fill(~valid[:, :1], 0)  # stands in for padding
-    low, high = torch.aminmax(scores.where(valid, first), dim=1)
-    checks.require(
-        ~(low.isfinite() & high.isfinite()).all(),
-        lambda: ScoresError(f"{who}: scores hold NaN or infinite values; they rank nothing."),
-    )
-    choosing = [0 < count < there for count, there in zip(counts, tokens.counts, strict=True)]
-    if not any(choosing):
+    scores, visual = scores.detach().float(), scores.shape[1]
+    if not visual:
         return
-    scale = torch.maximum(low.abs(), high.abs())
+    if min(tokens.counts, default=0) < visual:  # padding gets the score of its row's first token
+        scores = scores.where(tokens.valid, scores[:, :1].masked_fill(~tokens.valid[:, :1], 0))
+    low, high = torch.aminmax(scores, dim=1)
     noise = 8 * torch.finfo(torch.float32).eps  # of a mean over hundreds of float32 terms
-    checks.require(
-        ((high - low <= noise * scale) & torch.tensor(choosing, device=scores.device)).any(),
-        lambda: ScoresError(
-            f"{who}: the scores of a row are the same for all its visual tokens, so that their ranking is rounding"
-            " noise. A softmax averaged over the axis it sums to one over is always constant; average over the queries"
-            " instead. Attention in a layer whose window does not reach the image is 0 everywhere; read another layer."
-        ),
+    broken = ~(high - low > noise * torch.maximum(low.abs(), high.abs()))  # NaN and infinity are above nothing
+    choosing = [0 < count < there for count, there in zip(counts, tokens.counts, strict=True)]
+    if not all(choosing):  # rows that keep all or nothing may have equal scores
+        broken = torch.where(torch.tensor(choosing, device=scores.device), broken, ~(low.isfinite() & high.isfinite()))
+    checks.require(broken.any(), lambda: _useless_scores(who, bool((low.isfinite() & high.isfinite()).all())))
+
+
+def _useless_scores(who: str, finite: bool) -> ScoresError:
+    if not finite:
+        return ScoresError(f"{who}: scores hold NaN or infinite values; they rank nothing.")
+    return ScoresError(
+        f"{who}: the scores of a row are the same for all its visual tokens, so that their ranking is rounding"
+        " noise. A softmax averaged over the axis it sums to one over is always constant; average over the queries"
+        " instead. Attention in a layer whose window does not reach the image is 0 everywhere; read another layer."
     )
