@@ -46,7 +46,7 @@ test: $(READY)  ## Run the tests; narrow them with ARGS="-k star"
 	$(BIN)/pytest -n auto --maxprocesses 8 -m "not slow" $(ARGS)
 
 slow: $(READY)  ## Run the tests that take long, which make test leaves out
-	$(BIN)/pytest -n 0 -m slow $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 8 -m slow $(ARGS)
 
 parity: $(READY)  ## Compare every method with golden vectors of the released code
 	$(BIN)/pytest tests/parity -n 0 -q --parity-json benchmarks/results/parity.json $(ARGS)

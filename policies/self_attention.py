@@ -18,7 +18,7 @@ from prunekit.tokens import VisualTokens
 __all__ = ["SelfAttention"]
 
 _QUERIES = ("visual", "cls", "embedding")
-_CHUNK = 128  # query tokens at a time, so that memory grows linearly with the tokens
+_CHUNK = 512  # query tokens at a time, so that memory grows linearly with the tokens
 
 
 @dataclass(frozen=True)

@@ -220,9 +220,9 @@ def attention_rows(
     offset = keys - query.shape[2]
     parts = []
     for index, exists in zip(rows.split(_CHUNK, 1), real.split(_CHUNK, 1), strict=True):
-        picked = gather(query, index, 2)  # [batch, heads, rows, head_dim]
+        picked = gather(query, index, 2) * scaling  # [batch, heads, rows, head_dim]
         grouped = rearrange(picked, "b (shared group) r d -> b shared (group r) d", shared=key.shape[1])
-        logits = grouped @ key.transpose(-1, -2) * scaling
+        logits = grouped @ key.transpose(-1, -2)
         logits = rearrange(logits, "b shared (group r) k -> b (shared group) r k", r=index.shape[1])
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
@@ -230,28 +230,31 @@ def attention_rows(
         if segments is not None:
             apart = segments[index][:, None, :, None] != segments
             logits = logits.masked_fill(apart, torch.finfo(logits.dtype).min)
-        chunk = gather(logits.softmax(-1), columns, 3) * exists[:, None, :, None]
-        if reduce is not None:
-            chunk = (chunk.mean(1) if reduce == "mean" else chunk.amax(1)).sum(1)
-        parts.append(chunk)
+        chunk = logits.softmax(-1)
+        if reduce is None:
+            parts.append(gather(chunk, columns, 3) * exists[:, None, :, None])
+        else:  # first over heads: what is left is small
+            chunk = chunk.mean(1) if reduce == "mean" else chunk.amax(1)
+            parts.append((chunk * exists[..., None]).sum(1))
     if reduce is None:
         return torch.cat(parts, 2)
-    return torch.stack(parts).sum(0) / real.sum(1, keepdim=True)
+    total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    return gather(total, columns) / real.sum(1, keepdim=True)
 
 
 def _masked(module: nn.Module, logits: Tensor, mask: Any, rows: Tensor, offset: int) -> Tensor:
-    """Apply the layer's mask (or bare causality) to the logits of some rows."""
+    """Apply the layer's mask (or bare causality) to the logits of some rows; may write on them."""
     if isinstance(mask, BlockMask):
         mask = _rows_of_blocks(mask, rows, logits.shape[-1])
         rows = torch.arange(rows.shape[1], device=logits.device).expand(len(rows), -1)
     lowest = torch.finfo(logits.dtype).min  # finite: rows of padding see nothing at all, and must not become NaN
     if mask is not None and mask.ndim == 4:
         mask = gather(mask[..., : logits.shape[-1]], rows, 2)
-        return logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else logits + mask.float()
+        return logits.masked_fill_(~mask, lowest) if mask.dtype == torch.bool else logits + mask.float()
     if getattr(module, "is_causal", False):
         order = torch.arange(logits.shape[-1], device=logits.device)
-        logits = logits.masked_fill((order > rows[..., None] + offset)[:, None], lowest)
-    return logits if mask is None else logits.masked_fill(~mask[:, None, None].bool(), lowest)
+        logits = logits.masked_fill_((order > rows[..., None] + offset)[:, None], lowest)
+    return logits if mask is None else logits.masked_fill_(~mask[:, None, None].bool(), lowest)
 
 
 def _rows_of_blocks(mask: BlockMask, rows: Tensor, keys: int) -> Tensor:
