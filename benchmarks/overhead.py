@@ -126,7 +126,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep", type=int, default=64, help="visual tokens that stay in the end")
     parser.add_argument("--text", type=int, default=128, help="words of the prompt")
     parser.add_argument("--hidden", type=int, default=1024, help="width, a multiple of 64")
-    parser.add_argument("--layers", type=int, default=24, help="decoder layers, at least 6")
+    parser.add_argument("--layers", type=int, default=16, help="decoder layers, at least 6")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
     parser.add_argument("--tokens", type=int, default=2, help="tokens decoded after each prefill")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

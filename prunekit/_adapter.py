@@ -129,7 +129,10 @@ class ModelAdapter(LanguageModel):
             inputs: what it was given, by name.
         """
         if isinstance(features, Tensor):
-            return (int(features.shape[-2]),) * int(features.shape[0]) if features.ndim == 3 else None
+            grids = [value for name, value in inputs.items() if name.endswith("_grid_thw") and value is not None]
+            given = max(map(len, grids), default=0)
+            joined = features.ndim != 3 or given > features.shape[0]  # all images in one sequence
+            return None if joined else (int(features.shape[-2]),) * int(features.shape[0])
         return tuple(int(each.shape[0] if each.ndim == 2 else each.shape[:-1].numel()) for each in features)
 
     def grid_of(self, tokens: int) -> tuple[int, int] | None:

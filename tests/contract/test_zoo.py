@@ -90,7 +90,9 @@ def refusals(model: Subject, method: Entry) -> tuple[type[PrunekitError], ...]:
     adapter = adapter_for(model.model)
     if "mask" in method.asks and not adapter.masked_encoder and not adapter.packed:
         return (UnsupportedInputError,)  # images keep different numbers of tokens in one batch
-    if "plain" in method.asks and (adapter.merge > 1 or isinstance(model.model.config.vision_feature_layer, list)):
+    named = ("vision_feature_layer", "vision_feature_layers")  # the plural is ViP-LLaVA's before transformers 5.23
+    joined = any(isinstance(getattr(model.model.config, name, None), list) for name in named)
+    if "plain" in method.asks and (adapter.merge > 1 or joined):
         return (NeedsError,)  # [CLS] is narrower than the features
     needs = [(stage.where.index, rows) for stage in stages(model, method) for rows in stage.policy.needs.attention]
     ahead = [layer for layer, rows in needs if rows.ahead and not adapter.sees_images(layer)]
