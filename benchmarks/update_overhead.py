@@ -3,6 +3,7 @@
 ```
 python benchmarks/overhead.py --output build/overhead.json
 python benchmarks/update_overhead.py build/overhead.json
+python benchmarks/update_overhead.py build/overhead.json --scaling build/scaling.json   # of a run of its own
 ```
 
 Copies the file to `benchmarks/results/overhead.json` and writes the tables between the marks in `benchmarks/README.md`,
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,7 +30,11 @@ def section(result: dict[str, Any]) -> str:
     """All tables, and a sentence on where the numbers come from, in Markdown."""
     found = result["families"]
     plans = list(next(iter(found.values()))["plans"])
-    parts = [origin(result), summary(found, plans)]
+    head = (
+        f"{len(found)} families, {origin(result)} In brackets: 95 % intervals of the median. Stored in"
+        " `benchmarks/results/overhead.json`."
+    )
+    parts = [head, summary(found, plans)]
     if "scaling" in result:
         parts.append(scaling(result["scaling"]))
     for plan in plans:
@@ -137,10 +141,11 @@ def scaling(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     power = " and ".join(f"{memory['growth'][way]:.2f} ({way})" for way in ways)
     shape = found["times"][0]
+    own = f" A run of its own: {origin(found['run'])}" if "run" in found else ""
     return "\n\n".join(
         [
             "### More visual tokens",
-            f"LLaVA of {shape['layers']} layers and width {shape['hidden']}, pruned before layer 2:",
+            f"LLaVA of {shape['layers']} layers and width {shape['hidden']}, pruned before layer 2.{own}",
             table(head, rows),
             "Bytes that the layer whose attention is read adds at most, in MiB:",
             table(["Visual tokens", *ways], weighed),
@@ -152,25 +157,26 @@ def scaling(found: dict[str, Any]) -> str:
 def origin(result: dict[str, Any]) -> str:
     """Where the numbers come from."""
     machine, config, versions = result["hardware"], result["config"], result["versions"]
-    minutes = round(result["seconds"] / 60)
     where = machine.get("gpu") or f"{machine['cpu']}, {result['threads']} threads"
     named = ", ".join(f"{name} {number}" for name, number in versions.items())
     clock = "" if config["clock"] == "wall" else ", processor time"
     return (
-        f"{len(result['families'])} families, {config['repeats']} runs of each way, {config['tokens']} tokens decoded"
-        f" after each, {minutes} minutes in all; {where}, load {machine['load']:.1f} at the start{clock}; {named};"
-        f" {result['time'][:10]}. In brackets: 95 % intervals of the median. Stored in"
-        " `benchmarks/results/overhead.json`."
+        f"{config['layers']} layers, width {config['hidden']}, {config['text']} words; {config['repeats']} runs of each"
+        f" way, {config['tokens']} tokens decoded after each, {round(result['seconds'] / 60)} minutes in all; {where},"
+        f" load {machine['load']:.1f} at the start{clock}; {named}; {result['time'][:10]}."
     )
 
 
-def update(source: Path, root: Path = ROOT) -> None:
-    """Store the results and write the tables."""
+def update(source: Path, root: Path = ROOT, more: Path | None = None) -> None:
+    """Store the results and write the tables; with `more`, those of more visual tokens are that run's."""
     result = json.loads(source.read_text(encoding="utf-8"))
+    if more is not None:
+        other = json.loads(more.read_text(encoding="utf-8"))
+        run = {name: other[name] for name in ("config", "hardware", "threads", "versions", "time", "seconds")}
+        result["scaling"] = other["scaling"] | {"run": run}
     target = root / "benchmarks" / "results" / "overhead.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.resolve() != target.resolve():
-        shutil.copyfile(source, target)
+    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     page = root / "benchmarks" / "README.md"
     text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
@@ -183,7 +189,9 @@ def main(words: list[str] | None = None) -> int:
     """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path, help="what overhead.py has written")
-    update(parser.parse_args(words).result)
+    parser.add_argument("--scaling", type=Path, help="take what `overhead.py --family --scaling` has written from here")
+    chosen = parser.parse_args(words)
+    update(chosen.result, more=chosen.scaling)
     return 0
 
 

@@ -260,6 +260,26 @@ def test_results_are_written_into_the_page(tmp_path: Path, modules: Any) -> None
     assert (tmp_path / "benchmarks" / "results" / "overhead.json").read_text(encoding="utf-8") == stored
 
 
+def test_more_visual_tokens_may_be_a_run_of_their_own(tmp_path: Path, modules: Any) -> None:
+    script = modules("update_overhead")
+    stored = json.loads((BENCHMARKS / "results" / "overhead.json").read_text(encoding="utf-8"))
+    other = {
+        **stored,
+        "time": "2001-02-03T00:00:00+00:00",
+        "scaling": {**stored["scaling"], "memory": {"tokens": [], "growth": {"pruned": 1.5}}},
+    }
+    for name, content in (("run", {**stored, "scaling": {}}), ("more", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    page = tmp_path / "benchmarks" / "README.md"
+    page.parent.mkdir()
+    page.write_text(f"{script.BEGIN}{script.END}", encoding="utf-8")
+    script.update(tmp_path / "run.json", tmp_path, more=tmp_path / "more.json")
+    text = page.read_text(encoding="utf-8")
+    assert "to the power 1.50 (pruned)" in text
+    assert "A run of its own" in text
+    assert "2001-02-03" in text
+
+
 def test_the_page_shows_the_stored_results(modules: Any) -> None:
     script = modules("update_overhead")
     stored = json.loads((BENCHMARKS / "results" / "overhead.json").read_text(encoding="utf-8"))
