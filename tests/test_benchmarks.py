@@ -190,6 +190,7 @@ def test_ratios_without_the_front_and_without_scoring(modules: Any) -> None:
 # --- the scripts -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_script(tmp_path: Path, modules: Any) -> None:
     command = [sys.executable, str(BENCHMARKS / "overhead.py"), "--quick", "--threads", "1", "--output", "out/all.json"]
     command += ["--family", "llava", "qwen3_vl", "--scaling"]

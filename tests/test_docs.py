@@ -189,6 +189,7 @@ def generated() -> Any:
     return load("docs/hooks/families.py")
 
 
+@pytest.mark.slow
 def test_families_are_on_their_page() -> None:
     """Each has a row and a section; no example is given for a family that is none."""
     page = (ROOT / "docs/models.md").read_text(encoding="utf-8")

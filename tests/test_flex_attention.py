@@ -38,6 +38,7 @@ def test_a_cut_block_mask_is_the_cut_of_the_mask() -> None:
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ragged"])
 @torch.no_grad()
 def test_sessions_under_flex_attention(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:

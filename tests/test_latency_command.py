@@ -21,6 +21,7 @@ from prunekit.latency.ways import PARTS
 SMALL = ("--repeats", 2, "--decode-tokens", 2, "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "found.json"
     words = ("tiny", "STAR", "--budget", 0.5, "flops=0.5", "--batch", 1, 2, "--text-tokens", 20, "--attention", "eager")
@@ -139,6 +140,7 @@ def test_a_preset_is_refused_where_it_does_not_fit(
     assert "--dtype bfloat16" in said
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_documentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The quick run, whose model is too small for speed-ups; its tables are those of the stored file."""
     script, threads, file = load("benchmarks/latency.py"), torch.get_num_threads(), tmp_path / "out" / "latency.json"
