@@ -29,7 +29,7 @@ setup: $(READY)  ## Install prunekit and its development tools into .venv
 demo: $(READY)  ## Prune the bundled model with several methods and write a report
 	$(BIN)/prunekit run benchmarks/experiments/quickstart.yaml $(ARGS)
 
-check: lint types test slow docs  ## All gates: format, lint, types, tests, documentation
+check: lint types test slow docs  ## All gates: format, lint, types, all tests, documentation
 
 format: $(READY)  ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff format .
