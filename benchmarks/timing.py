@@ -35,7 +35,7 @@ def keep_freed_memory() -> None:
     """Let the C library hold on to what small tensors free, so that each run finds their memory mapped.
 
     By default glibc hands memory back once enough of it is free at the end of the heap, and every page that is asked
-    for again is a page fault. Whether that happens depends on what lies where, so that equal layers take different times.
+    for again is a page fault. Whether that happens depends on what lies where: equal layers take different times.
     Blocks of 32 MiB and more are mapped anew each time, as they are by default.
     """
     tune = getattr(ctypes.CDLL(None), "mallopt", None)  # there is none outside of glibc
