@@ -86,7 +86,7 @@ def attention_received(hidden: Tensor, valid: Tensor | None) -> Tensor:
     real = torch.ones_like(received) if valid is None else valid[:, None].to(received.dtype)
     for start in range(0, hidden.shape[1], _CHUNK):
         part = slice(start, start + _CHUNK)
-        logits = (keys[:, part] * scale) @ columns  # [batch, chunk, visual]
+        logits = (keys[:, part] @ columns).mul_(scale)  # [batch, chunk, visual]; fewer of them than of states
         if valid is not None:
             logits = logits.masked_fill(~valid[:, None], torch.finfo(logits.dtype).min)
         received = received + real[..., part] @ logits.softmax(-1)  # a product sums fastest
