@@ -21,7 +21,8 @@ VIDEO_IDS = ("video_token_id", "video_token_index")
 HANDING_ON = frozenset((
     "AriaTextModel", "ChameleonModel", "Cohere2Model", "Emu3TextModel", "Ernie4_5_VLMoeTextModel", "Gemma2Model",
     "Gemma4TextModel", "HunYuanVLTextModel", "Llama4TextModel", "LlamaModel", "MistralModel", "OPTDecoder",
-    "PaddleOCRTextModel", "PersimmonModel", "Phi4MultimodalModel", "Qwen2Model", "Qwen3Model",
+    "PaddleOCRTextModel", "PersimmonModel", "Phi4MultimodalModel", "Qwen2Model", "Qwen2_5OmniThinkerTextModel",
+    "Qwen3Model",
 ))
 # fmt: on
 """Language models of transformers that hand each layer just what the one before it returned; a test looks at each."""

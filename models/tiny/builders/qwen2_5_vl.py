@@ -38,17 +38,7 @@ def qwen2_5_vl(
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 
     s = Sizes(**sizes, vision_layers=vision_layers)
-    edge = min(4, max(1, s.side // 2)) if window is None else window
-    vision = Qwen2_5_VLVisionConfig(
-        depth=s.vision_layers,
-        hidden_size=s.vision_hidden,
-        num_heads=s.vision_heads,
-        intermediate_size=2 * s.vision_hidden,
-        out_hidden_size=s.hidden,
-        patch_size=patch_size,
-        window_size=edge * 2 * patch_size,
-        fullatt_block_indexes=list(range(full_every - 1, s.vision_layers, full_every)),
-    )
+    vision = Qwen2_5_VLVisionConfig(**encoder(s, patch_size, window, full_every))
     text = Qwen2_5_VLTextConfig(**decoder(s), rope_parameters=rope(mrope(s)))
     config = Qwen2_5_VLConfig(vision_config=vision, text_config=text, **placeholders())
     patch = [3 * 2 * patch_size**2]
@@ -61,3 +51,18 @@ def qwen2_5_vl(
 
     model = random_model(Qwen2_5_VLForConditionalGeneration, config, s)
     return model, InputMaker(s.vocab, images(s, patch), video, extras=token_types)
+
+
+def encoder(s: Sizes, patch_size: int, window: int | None, full_every: int) -> dict[str, Any]:
+    """A vision encoder most of whose layers attend within windows; the arguments are those of `qwen2_5_vl`."""
+    edge = min(4, max(1, s.side // 2)) if window is None else window
+    return {
+        "depth": s.vision_layers,
+        "hidden_size": s.vision_hidden,
+        "num_heads": s.vision_heads,
+        "intermediate_size": 2 * s.vision_hidden,
+        "out_hidden_size": s.hidden,
+        "patch_size": patch_size,
+        "window_size": edge * 2 * patch_size,
+        "fullatt_block_indexes": list(range(full_every - 1, s.vision_layers, full_every)),
+    }
