@@ -20,9 +20,9 @@ VIDEO_IDS = ("video_token_id", "video_token_index")
 # fmt: off
 HANDING_ON = frozenset((
     "AriaTextModel", "ChameleonModel", "Cohere2Model", "Emu3TextModel", "Ernie4_5_VLMoeTextModel", "Gemma2Model",
-    "Gemma4TextModel", "HunYuanVLTextModel", "Llama4TextModel", "LlamaModel", "MistralModel", "OPTDecoder",
-    "PaddleOCRTextModel", "PersimmonModel", "Phi4MultimodalModel", "Qwen2Model", "Qwen2_5OmniThinkerTextModel",
-    "Qwen3Model",
+    "Gemma4TextModel", "Gemma4UnifiedTextModel", "HunYuanVLTextModel", "Llama4TextModel", "LlamaModel", "MistralModel",
+    "OPTDecoder", "PaddleOCRTextModel", "PersimmonModel", "Phi4MultimodalModel", "Qwen2Model",
+    "Qwen2_5OmniThinkerTextModel", "Qwen3Model", "Step3p7TextModel",
 ))
 # fmt: on
 """Language models of transformers that hand each layer just what the one before it returned; a test looks at each."""
@@ -40,7 +40,11 @@ class LanguageModel:
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
         check_model(model, has_placeholders=bool(self.image_ids + self.video_ids))
-        assert self.text_model is not None
+        if "inputs_embeds" not in inspect.signature(self.text_model.forward).parameters:
+            raise self._refusal(
+                "its decoder is not given the prompt and its images, but reads what another part keeps of them, such as"
+                " a KV cache"
+            )
 
     @cached_property
     def text_model(self) -> nn.Module:

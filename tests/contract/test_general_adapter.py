@@ -40,6 +40,8 @@ UNKNOWN = [
     Family("qwen2_5_omni", encoder_layers="", tokens=(IMAGE, VIDEO)),
     Family("qwen3_omni_moe", encoder_layers="", tokens=(IMAGE, VIDEO)),
     Family("cosmos3_omni", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("gemma4_unified", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("step3p7", encoder_layers=""),
 ]
 
 
@@ -130,7 +132,13 @@ def test_what_it_cannot_offer_is_refused(method: STAR | FasterVLM) -> None:
         prune(model, method)
 
 
-@pytest.mark.parametrize("family", ["lfm2_vl", "qwen3_5", "minicpmv4_6", "gemma3n", "gemma4", "mllama", "florence2"])
+REFUSED = [
+    *("lfm2_vl", "qwen3_5", "minicpmv4_6", "gemma3n", "gemma4", "mllama"),
+    *("florence2", "t5gemma2", "diffusion_gemma", "pi0"),
+]
+
+
+@pytest.mark.parametrize("family", REFUSED)
 def test_families_that_cannot_be_pruned(family: str) -> None:
     model, _ = tiny_random(family)
     with pytest.raises(UnsupportedModelError, match=rf"{type(model).__name__}.*cannot be pruned: "):
