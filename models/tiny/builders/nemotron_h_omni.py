@@ -23,7 +23,8 @@ def nemotron_h_omni(
 ) -> tuple[nn.Module, InputMaker]:
     """Images of several sizes; the state of a Mamba head is `state` wide, and is computed in chunks of `chunk` tokens.
 
-    There is an audio encoder, but no sound in the prompts.
+    There is an audio encoder, but no sound in the prompts. There are no videos: the model itself fails on them in
+    transformers 5.23, where it concatenates what is one tensor.
     """
     from transformers import (
         NemotronH_Omni_Reasoning_V3,

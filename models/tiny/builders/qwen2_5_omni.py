@@ -65,7 +65,7 @@ def audio(s: Sizes) -> dict[str, Any]:
     }
 
 
-def marks() -> dict[str, int]:
+def marks() -> dict[str, Any]:
     """Ids around images, videos and sound."""
     return {
         "vision_start_token_id": START,
