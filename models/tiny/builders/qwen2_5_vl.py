@@ -7,19 +7,8 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from prunekit.models.tiny.builders.common import VIDEO, InputMaker, Media, Sizes, random_model
-from prunekit.models.tiny.builders.qwen2_vl import (
-    END,
-    START,
-    decoder,
-    images,
-    mrope,
-    pixels,
-    placeholders,
-    rope,
-    token_types,
-    video_shape,
-)
+from prunekit.models.tiny.builders.common import InputMaker, Media, Sizes, random_model
+from prunekit.models.tiny.builders.qwen2_vl import decoder, images, mrope, placeholders, rope, token_types, videos
 
 
 def qwen2_5_vl(
@@ -44,16 +33,14 @@ def qwen2_5_vl(
     patch = [3 * 2 * patch_size**2]
 
     def video(generator: Generator, number: int) -> Media:
-        frames, height, width = video_shape(s, number)
-        tensors = pixels(generator, (frames, height, width), patch, kind="video")
-        tensors["second_per_grid_ts"] = torch.tensor([0.5 * (number + 1)])
-        return Media([START, *[VIDEO] * (frames * height * width), END], tensors)
+        plain = videos(s, patch)(generator, number)
+        return Media(plain.tokens, {**plain.tensors, "second_per_grid_ts": torch.tensor([0.5 * (number + 1)])})
 
     model = random_model(Qwen2_5_VLForConditionalGeneration, config, s)
     return model, InputMaker(s.vocab, images(s, patch), video, extras=token_types)
 
 
-def encoder(s: Sizes, patch_size: int, window: int | None, full_every: int) -> dict[str, Any]:
+def encoder(s: Sizes, patch_size: int, window: int | None = None, full_every: int = 2) -> dict[str, Any]:
     """A vision encoder most of whose layers attend within windows; the arguments are those of `qwen2_5_vl`."""
     edge = min(4, max(1, s.side // 2)) if window is None else window
     return {

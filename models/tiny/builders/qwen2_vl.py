@@ -44,14 +44,8 @@ def qwen2_vl(patch_size: int = 2, **sizes: Any) -> tuple[nn.Module, InputMaker]:
     text = Qwen2VLTextConfig(**decoder(s), rope_parameters=rope(mrope(s)))
     config = Qwen2VLConfig(vision_config=vision, text_config=text, **placeholders())
     patch = [3 * 2 * patch_size**2]
-
-    def video(generator: Generator, number: int) -> Media:
-        frames, height, width = video_shape(s, number)
-        tokens = [START, *[VIDEO] * (frames * height * width), END]
-        return Media(tokens, pixels(generator, (frames, height, width), patch, kind="video"))
-
     model = random_model(Qwen2VLForConditionalGeneration, config, s)
-    return model, InputMaker(s.vocab, images(s, patch), video, extras=token_types)
+    return model, InputMaker(s.vocab, images(s, patch), videos(s, patch), extras=token_types)
 
 
 def decoder(s: Sizes) -> dict[str, Any]:
@@ -125,6 +119,17 @@ def images(s: Sizes, patch: Sequence[int]) -> MediaMaker:
         return Media(tokens, pixels(generator, (1, height, width), patch))
 
     return image
+
+
+def videos(s: Sizes, patch: Sequence[int]) -> MediaMaker:
+    """The same for videos, whose frames follow each other without anything between them."""
+
+    def video(generator: Generator, number: int) -> Media:
+        frames, height, width = video_shape(s, number)
+        tokens = [START, *[VIDEO] * (frames * height * width), END]
+        return Media(tokens, pixels(generator, (frames, height, width), patch, kind="video"))
+
+    return video
 
 
 def token_types(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
