@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from catalogue import PLANS, RECORDS, Family, build
 from invariants import FAR, LAYOUTS, assert_near, check_trace, generate, same_generation
 from oracle import Alive, masked
@@ -20,6 +21,7 @@ from prunekit.models.tiny.builders.common import IMAGE, VIDEO
 from prunekit.policies import STAR, FasterVLM
 
 IN_MODEL = {"decoder_layers": "model.layers"}
+THINKER = IN_MODEL if transformers.__version__.startswith("5.20.") else {}
 UNKNOWN = [
     Family("idefics2", encoder_layers="", decoder_layers="model.text_model.layers"),
     Family("llama4", (("chunk", 512),), encoder_layers="", decoder_layers="language_model.model.layers"),
@@ -41,8 +43,8 @@ UNKNOWN = [
     Family("hyperclovax_vision_v2", encoder_layers="", tokens=(IMAGE, VIDEO)),
     Family("glm_ocr", encoder_layers=""),
     Family("cosmos3_edge", encoder_layers="", tokens=(IMAGE, VIDEO)),
-    Family("qwen2_5_omni", encoder_layers="", tokens=(IMAGE, VIDEO)),
-    Family("qwen3_omni_moe", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("qwen2_5_omni", encoder_layers="", tokens=(IMAGE, VIDEO), **THINKER),
+    Family("qwen3_omni_moe", encoder_layers="", tokens=(IMAGE, VIDEO), **THINKER),
     Family("cosmos3_omni", encoder_layers="", tokens=(IMAGE, VIDEO)),
     Family("gemma4_unified", encoder_layers="", tokens=(IMAGE, VIDEO)),
     Family("step3p7", encoder_layers=""),
