@@ -43,11 +43,19 @@ UNKNOWN = [
     Family("hyperclovax_vision_v2", encoder_layers="", tokens=(IMAGE, VIDEO)),
     Family("glm_ocr", encoder_layers=""),
     Family("cosmos3_edge", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("gemma4_unified", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("step3p7", encoder_layers=""),
     Family("qwen2_5_omni", encoder_layers="", tokens=(IMAGE, VIDEO), **THINKER),
     Family("qwen3_omni_moe", encoder_layers="", tokens=(IMAGE, VIDEO), **THINKER),
     Family("cosmos3_omni", encoder_layers="", tokens=(IMAGE, VIDEO)),
-    Family("gemma4_unified", encoder_layers="", tokens=(IMAGE, VIDEO)),
-    Family("step3p7", encoder_layers=""),
+    Family("cohere_compass", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("muse_glimmer", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("muse_spark", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("granite4_vision", encoder_layers=""),
+    Family("granite_docling", encoder_layers="", decoder_layers="model.text_model.layers"),
+    Family("qianfan_ocr", encoder_layers=""),
+    Family("deepseek_ocr2", encoder_layers=""),
+    Family("kimi_k25", encoder_layers="", tokens=(IMAGE, VIDEO)),
 ]
 
 
@@ -75,7 +83,8 @@ def test_pruning_equals_masking(family: Family, policy: str, layout: str) -> Non
     assert (logits - plain)[:, -1].abs().max() > FAR
 
 
-TOUCHED = ("qwen3_omni_moe", "cosmos3_omni")  # DeepStack: features are added to the states between their first layers
+# DeepStack: features are added to the states between their first layers
+TOUCHED = ("qwen3_omni_moe", "cosmos3_omni", "cohere_compass", "granite4_vision", "granite_docling")
 HANDED_ON = [
     *(family.name for family in UNKNOWN if family.name not in TOUCHED),
     "blip_2",
@@ -139,7 +148,7 @@ def test_what_it_cannot_offer_is_refused(method: STAR | FasterVLM) -> None:
 
 
 REFUSED = [
-    *("lfm2_vl", "qwen3_5", "minicpmv4_6", "gemma3n", "gemma4", "mllama"),
+    *("lfm2_vl", "qwen3_5", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "gemma3n", "gemma4", "mllama"),
     *("florence2", "t5gemma2", "diffusion_gemma", "pi0"),
 ]
 
