@@ -14,6 +14,7 @@ from prunekit.models.tiny.builders.common import (
     VIDEO,
     InputMaker,
     Media,
+    MediaMaker,
     Sizes,
     concatenate,
     random_model,
@@ -28,10 +29,24 @@ def minicpmv4_6(patch_size: int = 4, **sizes: Any) -> tuple[nn.Module, InputMake
 
     The default image is whole; image 1 of a prompt is lower; image 2 is low and cut into two slices besides.
     """
-    from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration, Qwen3_5TextConfig
+    from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration
     from transformers.models.minicpmv4_6.configuration_minicpmv4_6 import MiniCPMV4_6VisionConfig
 
     s = Sizes(**sizes)
+    config = MiniCPMV4_6Config(vision_config=MiniCPMV4_6VisionConfig(**encoder(s, patch_size)), **others(s))
+    model = random_model(MiniCPMV4_6ForConditionalGeneration, config, s)
+    return model, InputMaker(s.vocab, *media(s, patch_size), join=packed)
+
+
+def encoder(s: Sizes, patch_size: int, merge: int = 4) -> dict[str, Any]:
+    """An encoder for `side` x `side` tokens of `merge` x `merge` patches."""
+    return vision_sizes(s, image_size=merge * s.side * patch_size, patch_size=patch_size)
+
+
+def others(s: Sizes) -> dict[str, Any]:
+    """What the configurations of all MiniCPM-V have besides the encoder's."""
+    from transformers import Qwen3_5TextConfig
+
     head_dim = s.hidden // s.heads
     pairs = head_dim // 4
     text = Qwen3_5TextConfig(
@@ -48,22 +63,22 @@ def minicpmv4_6(patch_size: int = 4, **sizes: Any) -> tuple[nn.Module, InputMake
             "mrope_section": [pairs - pairs // 3 - (pairs + 1) // 3, (pairs + 1) // 3, pairs // 3],
         },
     )
-    config = MiniCPMV4_6Config(
-        vision_config=MiniCPMV4_6VisionConfig(
-            **vision_sizes(s), image_size=4 * s.side * patch_size, patch_size=patch_size
-        ),
-        text_config=text,
-        insert_layer_id=(s.vision_layers - 1) // 2,
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-    )
-    model = random_model(MiniCPMV4_6ForConditionalGeneration, config, s)
+    return {
+        "text_config": text,
+        "insert_layer_id": (s.vision_layers - 1) // 2,
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+    }
+
+
+def media(s: Sizes, patch_size: int, merge: int = 4, frames: int = 2) -> tuple[MediaMaker, MediaMaker]:
+    """Makers of images and of videos of `frames` frames, whose visual tokens stand for `merge` x `merge` patches."""
 
     def patches(generator: Generator, grids: list[tuple[int, int]]) -> dict[str, Tensor]:
-        count = sum(16 * rows * columns for rows, columns in grids)
+        count = sum(merge**2 * rows * columns for rows, columns in grids)
         return {
             "pixel_values": torch.randn(1, 3, patch_size, count * patch_size, generator=generator),
-            "target_sizes": 4 * torch.tensor(grids, dtype=torch.int32),
+            "target_sizes": merge * torch.tensor(grids, dtype=torch.int32),
         }
 
     def image(generator: Generator, number: int) -> Media:
@@ -74,19 +89,19 @@ def minicpmv4_6(patch_size: int = 4, **sizes: Any) -> tuple[nn.Module, InputMake
             tokens += [SLICE, *[IMAGE] * (rows * columns), SLICE_END]
         return Media(tokens, patches(generator, [whole, *slices]))
 
-    def video(generator: Generator, number: int, frames: int = 2) -> Media:
+    def video(generator: Generator, number: int) -> Media:
         edge = s.side // 2
         tensors = patches(generator, [(edge, edge)] * frames)
         tokens = [ID, FIRST_WORD + number, ID_END, *[BOI, *[VIDEO] * edge**2, EOI] * frames]
         return Media(tokens, {f"{name}_videos": tensor for name, tensor in tensors.items()})
 
-    return model, InputMaker(s.vocab, image, video, join=packed)
+    return image, video
 
 
-def packed(media: list[list[Media]]) -> dict[str, Tensor]:
+def packed(rows: list[list[Media]]) -> dict[str, Tensor]:
     """All patches one beside the other, [1, 3, patch size, width], all sizes one below the other."""
     turned = [
-        [Media([], {name: turn(name, item.tensors[name]) for name in item.tensors}) for item in row] for row in media
+        [Media([], {name: turn(name, item.tensors[name]) for name in item.tensors}) for item in row] for row in rows
     ]
     return {name: turn(name, tensor) for name, tensor in concatenate(turned).items()}
 
