@@ -19,8 +19,8 @@ IMAGE_IDS = ("image_token_id", "image_token_index", "media_placeholder_token_id"
 VIDEO_IDS = ("video_token_id", "video_token_index")
 # fmt: off
 HANDING_ON = frozenset((
-    "AriaTextModel", "ChameleonModel", "Cohere2Model", "Cosmos3EdgeTextModel", "DeepseekOcr2TextModel", "DeepseekV3Model",
-    "Emu3TextModel", "Ernie4_5_VLMoeTextModel", "Exaone4Model", "Gemma2Model", "Gemma4TextModel",
+    "AriaTextModel", "ChameleonModel", "Cohere2Model", "Cosmos3EdgeTextModel", "DeepseekOcr2TextModel",
+    "DeepseekV3Model", "Emu3TextModel", "Ernie4_5_VLMoeTextModel", "Exaone4Model", "Gemma2Model", "Gemma4TextModel",
     "Gemma4UnifiedTextModel", "GlmOcrTextModel", "HunYuanVLTextModel", "HyperCLOVAXModel", "Llama4TextModel",
     "LlamaModel", "MistralModel", "MuseGlimmerTextModel", "MuseSparkTextModel", "OPTDecoder", "PaddleOCRTextModel",
     "PersimmonModel", "Phi4MultimodalModel", "Qwen2Model", "Qwen2_5OmniThinkerTextModel", "Qwen3Model",
