@@ -125,7 +125,8 @@ class ModelAdapter(LanguageModel):
         """Visual tokens of each image (or video) that `get_image_features` was given; None if they cannot be told.
 
         Args:
-            features: what it returned as `pooler_output`: a tensor [images, tokens, dim], or one tensor an image.
+            features: what it returned as `pooler_output`: a tensor [images, tokens, dim], or one tensor an image. Where
+                it is one tensor a sample (the mask of tiles says so), tiles are told apart as images.
             inputs: what it was given, by name.
         """
         if isinstance(features, Tensor):
@@ -133,7 +134,13 @@ class ModelAdapter(LanguageModel):
             given = max(map(len, grids), default=0)
             joined = features.ndim != 3 or given > features.shape[0]  # all images in one sequence
             return None if joined else (int(features.shape[-2]),) * int(features.shape[0])
-        return tuple(int(each.shape[0] if each.ndim == 2 else each.shape[:-1].numel()) for each in features)
+        sizes = tuple(int(each.shape[0] if each.ndim == 2 else each.shape[:-1].numel()) for each in features)
+        tiles = inputs.get("pixel_attention_mask")
+        if tiles is None or tiles.ndim != 2 or len(tiles) != len(sizes):
+            return sizes
+        return tuple(
+            size // count for size, count in zip(sizes, tiles.sum(-1).tolist(), strict=True) for _ in range(count)
+        )
 
     def grid_of(self, tokens: int) -> tuple[int, int] | None:
         """Rows and columns of an image's visual tokens, row by row; None where they form no grid. Default: a square."""

@@ -51,6 +51,9 @@ class Encoded:
         for name in ("pooler_output", "last_hidden_state"):
             if getattr(self.output, name, None) is not None:
                 return getattr(self.output, name)
+        levels = getattr(self.output, "deepstack_features", None)
+        if levels:  # nothing enters with the text: pairs of a decoder layer and what it is given, a tensor an image
+            return levels[0][1]
         return self.output if isinstance(self.output, (Tensor, tuple, list)) else None
 
     @property

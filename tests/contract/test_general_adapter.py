@@ -17,7 +17,7 @@ from prunekit._language import HANDING_ON
 from prunekit.adapter import ModelAdapter, adapter_for
 from prunekit.errors import NeedsError, UnsupportedInputError, UnsupportedModelError
 from prunekit.models.tiny.builders import tiny_random
-from prunekit.models.tiny.builders.common import IMAGE, VIDEO
+from prunekit.models.tiny.builders.common import IMAGE, PAD, VIDEO
 from prunekit.policies import STAR, FasterVLM
 
 IN_MODEL = {"decoder_layers": "model.layers"}
@@ -170,3 +170,25 @@ def test_a_generate_that_bypasses_the_forward(family: str) -> None:
         assert session.trace
         with pytest.raises(UnsupportedInputError, match=r"bypasses its forward"):
             model.generate(**inputs, max_new_tokens=2)
+
+
+TOLD_APART = {"granite4_vision": ((24, 14), (24,)), "granite_docling": ((16, 16, 16, 16), (16,))}
+
+
+@pytest.mark.parametrize("family", TOLD_APART)
+@torch.no_grad()
+def test_images_whose_features_are_not_one_tensor(family: str) -> None:
+    """Granite 4 Vision has features by decoder layer, Granite Docling one tensor for the tiles of a sample."""
+    model, make_inputs = tiny_random(family)
+    inputs = make_inputs(batch=2, images=(2, 1))
+    images = TOLD_APART[family]
+    with prune(model, *PLANS["per-image"]) as session:
+        model(**inputs)
+        (record,) = session.trace
+        short = inputs["input_ids"].clone()
+        short[0, (short[0] == IMAGE).nonzero()[0]] = PAD
+        with pytest.raises(UnsupportedInputError, match=r"placeholders for images"):
+            model(**{**inputs, "input_ids": short})
+    for row, sizes in zip(record.kept, images, strict=True):
+        number = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        assert number[row[row >= 0]].bincount().tolist() == [size // 4 for size in sizes]
