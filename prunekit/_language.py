@@ -146,8 +146,9 @@ class LanguageModel:
         if input_ids is not None:
             return torch.stack([input_ids == each for each in ids]).any(0)
         assert inputs_embeds is not None
-        weight = self.model.get_input_embeddings().weight
-        return torch.stack([torch.eq(inputs_embeds, weight[each].to(inputs_embeds)).all(-1) for each in ids]).any(0)
+        table = self.model.get_input_embeddings()  # called, and not indexed: some scale or normalise what they look up
+        rows = table(torch.tensor(ids, device=inputs_embeds.device)).to(inputs_embeds)
+        return torch.stack([torch.eq(inputs_embeds, row).all(-1) for row in rows]).any(0)
 
     def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """Which columns are visual tokens, [batch, length]."""
@@ -171,8 +172,7 @@ class LanguageModel:
 
     @property
     def _several_positions(self) -> bool:
-        rope = getattr(self.text_config, "rope_parameters", None) or {}
-        return any("mrope" in str(key) for key in rope)
+        return "mrope" in str(getattr(self.text_config, "rope_parameters", None))  # of all layers, or by kind of layer
 
     def _ids(self, names: tuple[str, ...]) -> tuple[int, ...]:
         places = (self.model.config, getattr(self.model.config, "vision_config", None))

@@ -192,3 +192,20 @@ def test_images_whose_features_are_not_one_tensor(family: str) -> None:
     for row, sizes in zip(record.kept, images, strict=True):
         number = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
         assert number[row[row >= 0]].bincount().tolist() == [size // 4 for size in sizes]
+
+
+@pytest.mark.parametrize("family", ["gemma3", "muse_glimmer"])
+@torch.no_grad()
+def test_placeholders_among_embeddings_that_are_scaled_or_normalised(family: str) -> None:
+    model, make_inputs = tiny_random(family)
+    inputs = make_inputs(batch=2, text=(5, 8))
+    with prune(model, *PLANS["random-input"]) as session:
+        expected = model(**inputs).logits[:, -1]
+        embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+        assert_near(model(inputs_embeds=embeds, **inputs).logits[:, -1], expected, family)
+    assert torch.equal(session.trace[0].kept, session.trace[1].kept)
+
+
+def test_positions_of_several_axes_in_some_kinds_of_layers() -> None:
+    assert adapter_for(tiny_random("cohere_compass")[0])._several_positions
+    assert not adapter_for(tiny_random("muse_glimmer")[0])._several_positions
