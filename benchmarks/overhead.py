@@ -162,7 +162,8 @@ def main() -> None:
     if "scaling" in result:
         for row in result["scaling"]["times"]:
             ratio = interval(row["ratios"]["usual_over_pruned"])
-            console.print(f"usual over pruned at {row['visual']} visual tokens: {ratio}", style="bold")
+            size = f"{row['visual']} visual tokens, {row['hidden']} wide"
+            console.print(f"usual over pruned at {size}: {ratio}", style="bold")
         for way, power in result["scaling"]["memory"]["growth"].items():
             console.print(f"memory of the scoring layer, {way}: grows with the tokens to the power {power:.2f}")
 

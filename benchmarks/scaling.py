@@ -22,24 +22,24 @@ WEIGHED = (1, 2, 3, 5)
 
 
 def scaling(options: argparse.Namespace) -> dict[str, Any]:
-    """All ways at two numbers of tokens, and the memory of the scoring layer at four."""
+    """All ways at two widths and numbers of tokens, and the memory of the scoring layer at four."""
+    widths = (options.hidden // 2, options.hidden)
     return {
-        "times": [timed(images, options) for images in TIMED],
+        "times": [timed(images, hidden, options) for hidden in widths for images in TIMED],
         "memory": memory_of_scoring(WEIGHED, options.side, options.hidden // 2, options),
     }
 
 
-def timed(images: int, options: argparse.Namespace) -> dict[str, Any]:
+def timed(images: int, hidden: int, options: argparse.Namespace) -> dict[str, Any]:
     """All ways to run one prompt of some images, of which `keep` tokens are kept before layer 2."""
-    hidden, layers = options.hidden, options.layers
+    layers = options.layers
     prompt = a_prompt(images, options.side, hidden, layers, options, options.tokens + 1)
     pruned = Pruned(prompt, plan("decoder", options.keep, prompt.images, layers))
     kept = pruned.kept()
     ways: dict[str, Variant] = {"dense": Dense(prompt), "front": Front(prompt), "pruned": pruned}
     ways |= {"ideal": Ideal(prompt, kept), "usual": Usual(prompt, kept)}
     memory = {name: peak_memory(way, options.device) for name, way in ways.items()}
-    fewer = argparse.Namespace(**vars(options) | {"repeats": min(options.repeats, 5)})
-    times = measure(ways, fewer)
+    times = measure(ways, options)
     found = {name: described(name, times, memory) for name in ways}
     return {"visual": prompt.images, "hidden": hidden, "layers": layers, "ways": found, "ratios": compared(times)}
 

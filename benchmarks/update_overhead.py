@@ -128,12 +128,12 @@ def families(found: dict[str, Any], plan: str) -> str:
 
 def scaling(found: dict[str, Any]) -> str:
     """The ways on more tokens, and how the memory of the scoring layer grows."""
-    head = ["Visual tokens", *(f"{way}, ms" for way in found["times"][0]["ways"]), "usual / pruned", "pruned / ideal"]
+    head = ["Width", "Visual tokens", *(f"{way}, ms" for way in found["times"][0]["ways"]), "usual / pruned", "pruned / ideal"]
     rows = []
     for each in found["times"]:
         times = [f"{way['prefill_ms']:.0f}" for way in each["ways"].values()]
         ratios = [interval(each["ratios"][name]) for name in ("usual_over_pruned", "ratio_to_ideal")]
-        rows.append([str(each["visual"]), *times, *ratios])
+        rows.append([str(each["hidden"]), str(each["visual"]), *times, *ratios])
     memory = found["memory"]
     ways = list(memory["growth"])
     weighed = [
@@ -145,7 +145,7 @@ def scaling(found: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "### More visual tokens",
-            f"LLaVA of {shape['layers']} layers and width {shape['hidden']}, pruned before layer 2.{own}",
+            f"LLaVA of {shape['layers']} layers, pruned before layer 2.{own}",
             table(head, rows),
             "Bytes that the layer whose attention is read adds at most, in MiB:",
             table(["Visual tokens", *ways], weighed),

@@ -217,7 +217,9 @@ def test_the_script(tmp_path: Path, modules: Any) -> None:
                 assert ratio["low"] <= ratio["median"] <= ratio["high"]
             assert values["scoring_ms"] > 0
             assert values["ways"]["pruned"]["peak_memory"] <= found["dense"]["peak_memory"]
-    assert [each["visual"] for each in result["scaling"]["times"]] == [64, 320]
+    assert [(each["hidden"], each["visual"]) for each in result["scaling"]["times"]] == [
+        (32, 64), (32, 320), (64, 64), (64, 320)
+    ]  # fmt: skip
     tables = modules("update_overhead").section(result)
     assert tables.count("| qwen3_vl |") == len(PLANS)
     assert tables.count("| llava |") == len(PLANS)
