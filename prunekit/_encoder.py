@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from prunekit._align import spread
+from prunekit._encoder_layers import Shorter
 from prunekit.errors import PolicyError, UnsupportedInputError
-from prunekit.masks import cut_mask
 from prunekit.needs import Rows, States
 from prunekit.patches import Encoded, Image
 from prunekit.plan import Stage
@@ -57,10 +57,9 @@ class Run:
             image, or of all images if packed.
         source: visual tokens that are left of each image, [images, left], -1 at the right.
         counts: how many that are.
-        left: columns of the encoder that are left, [rows, left]; None: all.
+        shorter: what later layers are handed; None: all patches.
         found: tapped rows by patch, in chunks, and the columns they are of.
         first: states of [CLS], [rows, ..., dim, 1].
-        mask: added to the logits of later layers, [rows, 1, 1, left]; None where there is nothing to hide or weigh.
     """
 
     encoded: Encoded
@@ -72,20 +71,18 @@ class Run:
     counts: tuple[int, ...] = ()
     groups: Tensor | None = None
     source: Tensor | None = None
-    left: Tensor | None = None
-    full: Tensor | None = None  # the full-length input of the layer that is running
+    shorter: Shorter | None = None
     found: dict[tuple[Rows | States, int], tuple[list[Tensor], Tensor | None]] = field(default_factory=dict)
     first: dict[tuple[States, int], Tensor] = field(default_factory=dict)
-    mask: Tensor | None = None
     pruned: list[Pruned] = field(default_factory=list)
-    bounds: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def note(self, rows: Rows | States, layer: int, seen: Tensor) -> None:
         """Note what one attention call showed of the patches in it; a packed encoder calls once for each chunk."""
-        self.found.setdefault((rows, layer), ([], self.left))[0].append(seen)
+        left = None if self.shorter is None else self.shorter.columns
+        self.found.setdefault((rows, layer), ([], left))[0].append(seen)
 
     def values(self, rows: Rows | States, layer: int) -> Tensor:
         """Tapped rows by patch, [rows, ..., patches]; 0 for patches that had been dropped."""
@@ -173,7 +170,6 @@ class Run:
         if scores is not None:
             scores = self._of_images(spread(scores.float(), self.source, max(self.totals), torch.nan))
         self.source, self.counts = kept, counts
-        self.bounds.clear()
         flags = spread(torch.ones_like(kept, dtype=torch.float32), kept, max(self.totals)) > 0  # [images, tokens]
         self.pruned.append(Pruned(stage, self._of_images(flags), scores, counts))
         stays = self._of_images(flags)[None] if self.packed else flags  # [rows, tokens of a row]
@@ -183,29 +179,29 @@ class Run:
         most = sum(counts) if self.packed else max(counts)
         ragged = not self.packed and min(counts) != most
         if most * size == self.groups.numel() and selection.bias is None and not ragged:
-            self.left = None
+            self.shorter = None
             return
         index, real = first_columns(columns, most * size)
         first = torch.arange(self.prefix, device=index.device).expand(len(index), -1)
-        self.left = torch.cat([first, (index + self.prefix).masked_fill(~real, -1)], 1)
-        self.mask = self._bias(selection, kept, ragged)
+        left = torch.cat([first, (index + self.prefix).masked_fill(~real, -1)], 1)
+        mask = self._bias(selection, kept, left, ragged)
+        self.shorter = Shorter(self.packed, self.prefix, self.patches, left, mask)
 
-    def _bias(self, selection: Selection, kept: Tensor, ragged: bool) -> Tensor | None:
+    def _bias(self, selection: Selection, kept: Tensor, left: Tensor, ragged: bool) -> Tensor | None:
         """What is added to the logits of the columns that are left, [rows, 1, 1, left]."""
         if selection.bias is None and not ragged:
             return None
         if self.packed:
             raise PolicyError("Selection.bias: an encoder that runs on all images in one sequence takes no mask.")
         assert self.groups is not None
-        assert self.left is not None
         added = torch.zeros(kept.shape, device=kept.device) if selection.bias is None else selection.bias.float()
         added = spread(added, kept, max(self.totals))  # by token
         size = self.groups.shape[1]
         patches = added.new_zeros(len(kept), self.patches)
         patches = patches.scatter(1, self.groups.flatten().expand(len(kept), -1), added.repeat_interleave(size, 1))
         whole = torch.nn.functional.pad(patches, (self.prefix, 0))
-        mask = whole.gather(1, self.left.clamp(min=0))
-        return mask.masked_fill(self.left < 0, torch.finfo(mask.dtype).min)[:, None, None]
+        mask = whole.gather(1, left.clamp(min=0))
+        return mask.masked_fill(left < 0, torch.finfo(mask.dtype).min)[:, None, None]
 
     def _flat(self, source: Tensor) -> Tensor:
         """Numbers in `groups` of tokens [images, tokens]."""
@@ -220,64 +216,3 @@ class Run:
         if len(set(self.totals)) == 1:
             return values.flatten()
         return torch.cat([row[:total] for row, total in zip(values, self.totals, strict=True)])
-
-    # --- a layer that gets fewer patches -----------------------------------------------------------------------------
-
-    def shorten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a layer for the columns that are left."""
-        names = ["hidden_states", *["attention_mask"] * bool(len(args) > 1), *["" for _ in args[2:]]][: len(args)]
-        self.full = args[0] if args else kwargs["hidden_states"]
-        cut = tuple(self._cut(name, value) for name, value in zip(names, args, strict=True))
-        kwargs = {name: self._cut(name, value) for name, value in kwargs.items()}
-        if self.mask is not None and len(args) < 2 and "attention_mask" not in kwargs:
-            kwargs["attention_mask"] = self._cut("attention_mask", None)
-        return cut, kwargs
-
-    def _cut(self, name: str, value: Any) -> Any:
-        assert self.left is not None
-        assert self.full is not None
-        if name == "attention_mask" and self.mask is not None:
-            length = self.left.shape[1]
-            mask = self.mask.to(self.full.dtype).clamp(min=torch.finfo(self.full.dtype).min).expand(-1, -1, length, -1)
-            if value is None:
-                return mask
-            if isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point():
-                return cut_mask(value, self.left, self.left) + mask
-            raise UnsupportedInputError(
-                "Images keep different numbers of patches (or weigh them), which the mask of this encoder's attention"
-                " cannot say; load the model with attn_implementation='sdpa' or 'eager'."
-            )
-        if isinstance(value, tuple):
-            return tuple(self._cut(name, item) for item in value)
-        if not isinstance(value, Tensor):
-            return value
-        length = self.prefix + self.patches
-        if value.ndim == 4 and value.shape[-1] == length:
-            return cut_mask(value, self.left, self.left)
-        if name.startswith("cu_"):
-            return self._bounds(value)
-        if not self.packed:
-            return gather(value, self.left) if name == "hidden_states" else value
-        axis = next((axis for axis in range(value.ndim) if value.shape[axis] == length), None)
-        return value if axis is None else value.index_select(axis, self.left[0].to(value.device))
-
-    def _bounds(self, bounds: Tensor) -> Tensor:
-        """Where images (or windows) begin among the columns that are left; empty ones are gone."""
-        if id(bounds) not in self.bounds:
-            assert self.left is not None
-            stays = torch.zeros(self.patches + 1, dtype=torch.long, device=bounds.device)
-            before = stays.scatter(0, self.left[0].to(bounds.device) + 1, 1).cumsum(0)
-            shorter = before[bounds.long()].unique_consecutive().to(bounds.dtype)
-            self.bounds[id(bounds)] = shorter, bounds  # kept alive, so that its id stays its own
-        return self.bounds[id(bounds)][0]
-
-    def restore(self, hidden: Tensor) -> Tensor:
-        """A layer's output written over its full-length input."""
-        if self.full is None or self.left is None:
-            return hidden
-        full, self.full = self.full.to(hidden.dtype), None
-        shape = full.shape
-        rows = 1 if self.packed else shape[0]
-        return scatter(
-            hidden.reshape(rows, -1, shape[-1]), self.left, self.prefix + self.patches, full.view(rows, -1, shape[-1])
-        ).view(shape)

@@ -84,14 +84,14 @@ class EncoderStages:
 
     def _shorten(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         run = self.running()
-        if run is None or run.left is None:
+        if run is None or run.shorter is None:
             return None
-        if run.mask is not None and not self.adapter.masked_encoder:
+        if run.shorter.mask is not None and not self.adapter.masked_encoder:
             raise UnsupportedInputError(
                 f"{type(module).__name__} takes no attention mask, so that the images of a batch must keep equally many"
                 " patches inside this encoder, and all weigh the same; prune at 'input', or one image at a time."
             )
-        return run.shorten(args, kwargs)
+        return run.shorter.cut(args, kwargs)
 
     def _after(self, layer: int) -> Callable[..., Any]:
         stage = self.by_layer.get(layer)
@@ -100,7 +100,9 @@ class EncoderStages:
             run = self.running()
             if run is None:
                 return output
-            hidden = run.restore(output[0] if isinstance(output, tuple) else output)
+            hidden = output[0] if isinstance(output, tuple) else output
+            if run.shorter is not None:
+                hidden = run.shorter.restore(hidden)
             if stage is not None:
                 hidden = self._prune(run, stage, hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -18,25 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from prunekit._adapter import ModelAdapter
-from prunekit._align import Layers, images_of, spread
-from prunekit._call import Call, Sent, text_columns, text_rows
+from prunekit._align import Layers, images_of
+from prunekit._call import Call, Sent
 from prunekit._decoder import Decoder
+from prunekit._decoder_taps import DecoderTaps
 from prunekit._placeholders import check_counts, explain_positions, sends_images, warn_dense
 from prunekit._replay import Replay
 from prunekit._stages import Stages
 from prunekit._vision import VisionSide
-from prunekit.attention import attention_rows, look_ahead, tap
-from prunekit.cache import NAMES, PrunedLayer, given_cache, new_columns, set_running
-from prunekit.errors import (
-    NeedsError,
-    UnsupportedCacheError,
-    UnsupportedInputError,
-    UnsupportedModelError,
-)
-from prunekit.needs import Rows, States
+from prunekit.cache import PrunedLayer, given_cache, new_columns, set_running
+from prunekit.errors import UnsupportedCacheError, UnsupportedInputError, UnsupportedModelError
 from prunekit.patches import Encoded, Image
 from prunekit.sequence import Sequence, gather, scatter
-from prunekit.trace import cost_scope
 
 __all__ = ["TextSide"]
 
@@ -47,7 +40,8 @@ class TextSide:
     def __init__(
         self, adapter: ModelAdapter, layers: Layers, vision: VisionSide, stages: Stages, decoder: Decoder
     ) -> None:
-        self.adapter, self.layers, self.vision, self.stages, self.decoder = adapter, layers, vision, stages, decoder
+        self.adapter, self.vision, self.stages, self.decoder = adapter, vision, stages, decoder
+        self.taps = DecoderTaps(adapter, layers, decoder, lambda: self.call)
         self.call: Call | None = None
         self.sent: Sent | None = None
         self.given: dict[str, Any] | None = None  # what the core was given, while it runs
@@ -74,13 +68,7 @@ class TextSide:
             handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
             if adapter.full_length_after(index):
                 handles.append(layer.register_forward_hook(self._after, prepend=True))
-        taps: dict[int, set[Rows | States]] = {}
-        for (_, rows), layer_index in self.layers.items():
-            if not rows.of_vision and rows.of_layer:
-                taps.setdefault(layer_index, set()).add(rows)
-        for layer_index, wanted in taps.items():
-            observer = self._observer(layer_index, wanted)
-            handles += tap(adapter.attention(layers[layer_index]), observer, self._prunes)
+        handles += self.taps.attach(layers)
         for handle in handles:
             hooks.callback(handle.remove)
 
@@ -212,7 +200,7 @@ class TextSide:
             if call.restored and call.left is not None:
                 hidden, call.restored = gather(hidden, call.left), False
             if layer in self.stages.by_layer and call.sequence is not None:
-                ahead = partial(self._ahead, call, layer, module, hidden, tuple(others), kwargs)
+                ahead = partial(self.taps.ahead, call, layer, module, hidden, tuple(others), kwargs)
                 hidden = self.stages.run(call, layer, hidden, self.vision, self.replay, ahead)
             call.ending = last
             changed = self.decoder.cut(call, layer, hidden, tuple(others), kwargs)
@@ -244,51 +232,3 @@ class TextSide:
         call, self.call = self.call, None
         if call is not None:
             set_running(call.cache, False)
-
-    # --- attention ---------------------------------------------------------------------------------------------------
-
-    def _prunes(self) -> bool:
-        """Whether the call at hand is a prompt that is pruned."""
-        return self.call is not None and self.call.sequence is not None
-
-    def _ahead(
-        self, call: Call, layer: int, module: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Read the attention of a layer that has not run, on the states of all columns that are left."""
-        if call.base:
-            raise NeedsError(
-                "Rows(ahead=True) reads a layer that has not run, which a prompt behind a filled KV cache does not"
-                " allow; read the layer before the site instead (ahead=False)."
-            )
-        kwargs = {name: None if name in NAMES else value for name, value in kwargs.items()}
-        args, kwargs = self.decoder.cut(call, layer, hidden, args, kwargs) or (args, kwargs)
-        wanted = {rows for (_, rows), at in self.layers.items() if at == layer and not rows.of_layer}
-        with cost_scope(f"scorer.decoder.{layer}"):
-            look_ahead(module, self.adapter.attention(module), hidden, args, kwargs, self._observer(layer, wanted))
-
-    def _observer(self, layer: int, wanted: set[Rows | States]) -> Callable[..., None]:
-        def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, **kwargs: Any) -> None:
-            call = self.call
-            if call is None or call.sequence is None or call.sent is None or call.replay:
-                return
-            columns, valid = call.sequence.visual_columns
-            ordinals = call.sequence.ordinal.gather(1, columns).masked_fill(~valid, -1)
-            cached = key.shape[2] - query.shape[2]
-            for rows in wanted:
-                if isinstance(rows, States):
-                    whole, of_text = key if rows.kind == "key" else kwargs["value"], rows.of == "text"
-                    place = text_columns(call.sequence)[0] if of_text else columns
-                    states = gather(whole, place + cached, 2).transpose(-1, -2)
-                    full = states if of_text else spread(states, ordinals, max(call.sent.counts))
-                    call.attention[rows, layer] = full
-                    continue
-                index, real = text_rows(rows, call.sequence, call.sent)
-                with cost_scope(f"scorer.decoder.{layer}"):
-                    seen = attention_rows(
-                        module, query, key, mask, index, real, columns + cached,
-                        scaling=kwargs.get("scaling"), softcap=kwargs.get("softcap"),
-                        reduce=rows.reduce, joined=rows.joined,
-                    )  # fmt: skip
-                call.attention[rows, layer] = spread(seen, ordinals, max(call.sent.counts))
-
-        return observe
