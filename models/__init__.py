@@ -18,7 +18,7 @@ from prunekit.models.mistral3 import Mistral3Adapter
 from prunekit.models.molmo2 import Molmo2Adapter
 from prunekit.models.ovis2 import Ovis2Adapter
 from prunekit.models.paligemma import PaliGemmaAdapter
-from prunekit.models.qwen_vl import Qwen2VLAdapter, Qwen3VLAdapter, Qwen25VLAdapter
+from prunekit.models.qwen_vl import Qwen2VLAdapter, Qwen3VLAdapter, Qwen25VLAdapter, Qwen35Adapter
 from prunekit.models.video_llava import VideoLlavaAdapter
 from prunekit.models.vipllava import VipLlavaAdapter
 
@@ -32,6 +32,7 @@ ADAPTERS = (
     Qwen2VLAdapter,
     Qwen25VLAdapter,
     Qwen3VLAdapter,
+    Qwen35Adapter,
     InternVLAdapter,
     Idefics3Adapter,
     PaliGemmaAdapter,
@@ -63,6 +64,7 @@ __all__ = [
     "Qwen2VLAdapter",
     "Qwen3VLAdapter",
     "Qwen25VLAdapter",
+    "Qwen35Adapter",
     "VideoLlavaAdapter",
     "VipLlavaAdapter",
 ]

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and its mixture of experts."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, the latter two also as mixtures of experts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.vision_utils import get_vision_window_index
 from prunekit.adapter import ModelAdapter
 from prunekit.patches import Encoded
 
-__all__ = ["Qwen2VLAdapter", "Qwen3VLAdapter", "Qwen25VLAdapter"]
+__all__ = ["Qwen2VLAdapter", "Qwen3VLAdapter", "Qwen25VLAdapter", "Qwen35Adapter"]
 
 
 class Qwen2VLAdapter(ModelAdapter):
@@ -54,3 +54,9 @@ class Qwen3VLAdapter(Qwen2VLAdapter):
     def full_length_after(self, layer: int) -> bool:
         stacked = len(self.model.config.vision_config.deepstack_visual_indexes)
         return layer < stacked or super().full_length_after(layer)
+
+
+class Qwen35Adapter(Qwen2VLAdapter):
+    """Qwen3.5: the encoder of Qwen3-VL without DeepStack; three of four decoder layers are recurrent."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe")

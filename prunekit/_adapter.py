@@ -61,7 +61,8 @@ class ModelAdapter(LanguageModel):
         true everywhere: that costs one copy a layer.
         """
         unknown = type(self) is ModelAdapter and not self.hands_on
-        return unknown or (layer == self.depth - 1 and self.norm is None)
+        sharing = layer == self.owning - 1 < self.depth - 1  # the model may hand on the last columns only
+        return unknown or sharing or (layer == self.depth - 1 and self.norm is None)
 
     # --- modules of the vision encoder -------------------------------------------------------------------------------
 
@@ -224,21 +225,23 @@ class ModelAdapter(LanguageModel):
     def sites(self) -> list[str]:
         """All sites of this model, in the order of the forward pass."""
         encoder = [f"vision.{i}" for i in range(self.vision_sites)] + ["connector"] * self.connector_site
-        return [*encoder, "input", *(f"decoder.{i}" for i in range(1, self.depth))]
+        return [*encoder, "input", *(f"decoder.{i}" for i in range(1, self.last_site + 1))]
 
     def check_site(self, site: Site) -> None:
         """Raise `SiteError` where this model cannot offer a site."""
-        if site.part != 0 or str(site) in self.sites():
+        if str(site) in self.sites():
             return
         name, count = type(self.model).__name__, self.vision_sites
         allowed = f"'vision.0' to 'vision.{count - 1}', " if count else ""
         allowed += "'connector', " * self.connector_site
         raise SiteError(
             f"{str(site)!r}: {self._why_not(name, site)}; allowed are {allowed}'input' and 'decoder.1' to"
-            f" 'decoder.{self.depth - 1}'."
+            f" 'decoder.{self.last_site}'."
         )
 
     def _why_not(self, name: str, site: Site) -> str:
+        if site.part == 2:
+            return f"later layers of {name} share the keys of layer {self.last_site}, and have to hold the same tokens"
         if self.vision_tower is None:
             return f"no adapter names the layers of the vision encoder of {name}"
         if not self.vision_sites:

@@ -10,7 +10,18 @@ from prunekit.errors import UnsupportedModelError
 
 __all__ = ["check_model", "refusal"]
 
-RECURRENT = {"conv", "linear_attention", "mamba", "recurrent", "hybrid", "hybrid_sliding", "moe_mamba", "hybrid_mamba"}
+BOTH = "keep a recurrent state beside the keys of their tokens; there is no pruned KV cache for both"
+INDEXED = "choose the keys they look at by an index, which cannot be cut to the tokens that are left"
+BLOCKS = "attend to blocks of neighbouring tokens, which they choose by all tokens of a block, dropped ones included"
+KINDS = {
+    "hybrid": BOTH,
+    "hybrid_sliding": BOTH,
+    "indexed_attention": INDEXED,
+    "compressed_sparse_attention": INDEXED,
+    "heavily_compressed_attention": INDEXED,
+    "minimax_m3_sparse": BLOCKS,
+}
+"""Kinds of decoder layers that cannot hold fewer tokens, and why."""
 
 
 def check_model(model: nn.Module, has_placeholders: bool) -> None:
@@ -21,7 +32,7 @@ def check_model(model: nn.Module, has_placeholders: bool) -> None:
     """
     config: Any = model.config
     text = config.get_text_config(decoder=True)
-    kinds = RECURRENT & set(getattr(text, "layer_types", None) or ())
+    kinds = set(getattr(text, "layer_types", None) or ())
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
     reasons = {
         "it is compiled, and a compiled model does not run hooks that are added later; give the model as it was before"
@@ -29,17 +40,16 @@ def check_model(model: nn.Module, has_placeholders: bool) -> None:
         "it is an encoder-decoder model, whose visual tokens are no columns of a decoder": getattr(
             config, "is_encoder_decoder", False
         ),
+        "its images go into a whole vision-language model inside it (vlm_config), whose states or KV cache another part"
+        " of it reads": getattr(config, "vlm_config", None) is not None,
         "its configuration names no placeholder for images, such as image_token_id, so that it has no visual tokens"
         " among its text": not has_placeholders,
         "its decoder looks at images by cross-attention; they are no tokens in its sequence": bool(
             getattr(text, "cross_attention_layers", None)
         ),
-        f"its decoder has layers of the kinds {', '.join(sorted(kinds))}, whose state mixes neighbouring tokens, so"
-        " that dropping a token is not the same as not looking at it": bool(kinds),
-        "its last decoder layers use the keys and values of earlier ones, and so cannot hold fewer tokens": bool(
-            getattr(text, "num_kv_shared_layers", 0)
-        ),
+        "its decoder layers work on several streams of states of each token": getattr(text, "altup_num_inputs", 1) > 1,
     }
+    reasons |= {f"its decoder has layers of the kind {kind}, which {why}": kind in kinds for kind, why in KINDS.items()}
     for why, holds in reasons.items():
         if holds:
             raise refusal(model, why)

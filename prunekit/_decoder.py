@@ -29,6 +29,7 @@ class Decoder:
     def __init__(self, adapter: ModelAdapter, compact: bool) -> None:
         self.adapter, self.compact = adapter, compact
         self.config: Any = adapter.text_model.config
+        self.keys_of = [adapter.keys_of(layer) for layer in range(adapter.depth)]
 
     def cut(self, call: Call, layer: int, hidden: Tensor, args: tuple[Any, ...], kwargs: Any) -> Arguments | None:
         """The arguments after `hidden` that a layer is given instead; None: nothing differs."""
@@ -40,19 +41,28 @@ class Decoder:
         handed = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         columns, shift = (None, None) if own is None else (own.columns, own.shift)
         given = (*args, *handed.values(), columns, shift)
-        found: Arguments = call.once(tuple(handed), given, lambda: self._cut(call, own, hidden, args, handed))
-        if own is not None and call.left is not None:
+        kind = self.keys_of[layer] is None
+        found: Arguments = call.once((kind, *handed), given, lambda: self._cut(call, own, layer, hidden, args, handed))
+        if own is not None and call.left is not None and self.keys_of[layer] == layer:
             moved = call.dropped(hidden.device) if self.compact else None
             own.expect(call.left, call.length, call.padded, moved)
         return found
 
     def _cut(
-        self, call: Call, own: PrunedLayer | None, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        call: Call,
+        own: PrunedLayer | None,
+        layer: int,
+        hidden: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Arguments:
         """Cut what a layer is handed to its own columns; once for all layers that are handed the same."""
         columns, shift = (None, None) if own is None else (own.columns, own.shift)
-        mask = kwargs.get("attention_mask")
-        changed = {"attention_mask": call.once("mask", (mask, columns), lambda: self._mask(call, own, mask, hidden))}
+        mask, kind = kwargs.get("attention_mask"), ("mask", self.keys_of[layer] is None)
+        changed = {
+            "attention_mask": call.once(kind, (mask, columns), lambda: self._mask(call, own, layer, mask, hidden))
+        }
         if call.left is not None:
             args = tuple(self._columns(call, "", value) for value in args)
             others = {name: value for name, value in kwargs.items() if name not in ("attention_mask", *NAMES)}
@@ -66,13 +76,16 @@ class Decoder:
     # --- the cache ---------------------------------------------------------------------------------------------------
 
     def _cache(self, call: Call, layer: int, cache: Any) -> PrunedLayer | None:
-        """The layer's cache if it is a pruned one, or has to become one now."""
-        own = cache_layer(cache, layer)
-        if cache is not None and call.left is not None:
+        """The cache with the keys that the layer looks at if it is a pruned one, or has to become one now."""
+        source = self.keys_of[layer]
+        if source is None:
+            return None
+        own = cache_layer(cache, source)
+        if cache is not None and call.left is not None and source == layer:
             own, call.cache = pruned_layer(cache, layer), cache  # the model may have made the cache only now
         if not isinstance(own, PrunedLayer):
             return None
-        if own.seen != call.base:
+        if own.seen != call.base and source == layer:
             raise UnsupportedCacheError(
                 f"The KV cache of layer {layer} has seen {own.seen} tokens and that of layer 0 {call.base}: it was not"
                 " filled by the same stages from the start."
@@ -86,11 +99,21 @@ class Decoder:
 
     # --- masks -------------------------------------------------------------------------------------------------------
 
-    def _mask(self, call: Call, own: PrunedLayer | None, mask: Any, hidden: Tensor) -> Any:
+    def _mask(self, call: Call, own: PrunedLayer | None, layer: int, mask: Any, hidden: Tensor) -> Any:
         if mask is None and not call.padded and not (own is not None and own.padded):
             return None
+        if self.keys_of[layer] is None:  # it is told which columns are no padding, [batch, length]
+            assert call.left is not None  # without keys there is nothing else to cut
+            if call.base and call.padded:
+                raise UnsupportedInputError(
+                    f"Rows keep different numbers of tokens of a prompt behind a filled KV cache, and decoder layer"
+                    f" {layer} is recurrent: padding in the middle of a sequence would change its state. Ask for as"
+                    " many tokens in every row, or run the rows one by one."
+                )
+            return call.left >= 0 if mask is None else cut_mask(mask, call.left, None)
         if own is not None:
-            keys = own.cut(call.length if call.left is None else call.left, hidden.device)
+            coming = call.length if call.left is None else call.left
+            keys = own.cut(0 if own.seen > call.base else coming, hidden.device)  # shared keys have come already
         else:
             assert call.left is not None  # without a cache, only a pruned call gets here
             keys = call.left
@@ -98,7 +121,8 @@ class Decoder:
             if isinstance(mask, Tensor) and mask.shape[-1] < call.base + call.length:
                 # A window's mask begins where the caches of the layers that were not pruned begin.
                 keys = (keys - (call.base + call.length - mask.shape[-1])).clamp(min=-1)
-            return cut_mask(mask, keys, call.left)
+            sliced = call.left is not None and hidden.shape[1] != call.left.shape[1]  # by the model, to the last ones
+            return cut_mask(mask, keys, None if sliced else call.left)
         return padding_mask(keys, hidden.shape[1], self.config._attn_implementation, hidden.dtype)
 
     # --- everything else that has a column for each token ------------------------------------------------------------

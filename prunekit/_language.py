@@ -21,13 +21,16 @@ VIDEO_IDS = ("video_token_id", "video_token_index")
 HANDING_ON = frozenset((
     "AriaTextModel", "ChameleonModel", "Cohere2Model", "Cosmos3EdgeTextModel", "DeepseekOcr2TextModel",
     "DeepseekV3Model", "Emu3TextModel", "Ernie4_5_VLMoeTextModel", "Exaone4Model", "Gemma2Model", "Gemma4TextModel",
-    "Gemma4UnifiedTextModel", "GlmOcrTextModel", "HunYuanVLTextModel", "HyperCLOVAXModel", "Llama4TextModel",
-    "LlamaModel", "MistralModel", "MuseGlimmerTextModel", "MuseSparkTextModel", "OPTDecoder", "PaddleOCRTextModel",
-    "PersimmonModel", "Phi4MultimodalModel", "Qwen2Model", "Qwen2_5OmniThinkerTextModel", "Qwen3Model",
-    "Step3p7TextModel",
+    "Gemma4UnifiedTextModel", "GlmOcrTextModel", "HunYuanVLTextModel", "HyperCLOVAXModel", "Lfm2Model", "Lfm3Model",
+    "Llama4TextModel", "LlamaModel", "MistralModel", "MuseGlimmerTextModel", "MuseSparkTextModel", "OPTDecoder",
+    "PaddleOCRTextModel", "PersimmonModel", "Phi4MultimodalModel", "Qwen2Model", "Qwen2_5OmniThinkerTextModel",
+    "Qwen3Model", "Qwen3_5MoeTextModel", "Qwen3_5TextModel", "Step3p7TextModel",
 ))
 # fmt: on
 """Language models of transformers that hand each layer just what the one before it returned; a test looks at each."""
+
+WITHOUT_KEYS = frozenset(("conv", "linear_attention", "mamba", "recurrent", "moe", "mlp"))
+"""Kinds of decoder layers that look at no keys: recurrent ones and convolutions keep a state, others nothing."""
 
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
@@ -111,10 +114,36 @@ class LanguageModel:
         found = (getattr(self.text_model, name, None) for name in NORMS)
         return next((each for each in found if isinstance(each, nn.Module)), None)
 
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """What transformers calls the kinds of the decoder layers; `full_attention` where all are alike."""
+        return tuple(getattr(self.text_config, "layer_types", None) or ["full_attention"] * self.depth)
+
+    @property
+    def owning(self) -> int:
+        """How many decoder layers have keys of their own; those behind them share the keys of earlier ones."""
+        return self.depth - (getattr(self.text_config, "num_kv_shared_layers", 0) or 0)
+
+    def keys_of(self, layer: int) -> int | None:
+        """The decoder layer whose keys this one looks at: itself, or where keys are shared the last of its kind.
+
+        None for recurrent layers and convolutions, which keep a state instead.
+        """
+        if self.kinds[layer] in WITHOUT_KEYS:
+            return None
+        own = self.owning
+        return layer if layer < own else max(each for each in range(own) if self.kinds[each] == self.kinds[layer])
+
+    @property
+    def last_site(self) -> int:
+        """The last `decoder.<i>`: a layer has to hold the tokens of those that share its keys."""
+        sources = {self.keys_of(layer) for layer in range(self.owning, self.depth)} - {None}
+        return min(sources, default=self.depth - 1)  # type: ignore[type-var]
+
     def sees_images(self, layer: int) -> bool:
         """Whether text looks at all columns in a decoder layer, and not only at those in a window before it."""
-        kinds = getattr(self.text_config, "layer_types", None)
-        return not kinds or kinds[layer] not in ("sliding_attention", "chunked_attention")
+        windows = ("sliding_attention", "chunked_attention")
+        return self.keys_of(layer) is not None and self.kinds[layer] not in windows
 
     def attention(self, layer: nn.Module) -> nn.Module:
         """The self-attention module of a decoder layer.

@@ -168,7 +168,9 @@ class TextSide:
             images = [Image(tokens, self.adapter.grid_of(tokens)) for tokens in sizes]
             call.images = tuple(tuple(images[number] for number in row) for row in call.numbers)
         self.stages.check(call)
-        cached = given_cache(kwargs) is not None or kwargs.get("use_cache", self.decoder.config.use_cache)
+        cached = given_cache(kwargs) is not None or kwargs.get(
+            "use_cache", getattr(self.decoder.config, "use_cache", True)
+        )
         if cached or embeds is None:
             self.replay.forget()
         else:
@@ -197,7 +199,7 @@ class TextSide:
                     f"The decoder layers of {type(self.adapter.model).__name__} work on states of shape"
                     f" {list(hidden.shape)} instead of [batch, length, dim]; it cannot be pruned."
                 )
-            if call.restored and call.left is not None:
+            if call.restored and call.left is not None and hidden.shape[1] == call.length:
                 hidden, call.restored = gather(hidden, call.left), False
             if layer in self.stages.by_layer and call.sequence is not None:
                 ahead = partial(self.taps.ahead, call, layer, module, hidden, tuple(others), kwargs)
@@ -216,10 +218,10 @@ class TextSide:
         call = self.call
         if call is None or call.left is None:
             return output
-        call.restored = True
-        if isinstance(output, tuple):
-            return scatter(output[0], call.left, call.length), *output[1:]
-        return scatter(output, call.left, call.length)
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.shape[1] == call.left.shape[1]:  # otherwise the model has cut it to the last tokens itself
+            call.restored, hidden = True, scatter(hidden, call.left, call.length)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _behind(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """The same behind the final norm, which policies may call before it is reached."""

@@ -195,7 +195,8 @@ def pruned_layer(cache: Cache, index: int) -> PrunedLayer:
 def new_columns(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Cut off what was seen: `generate` on a pruned cache counts its keys, and sends too many tokens again."""
     cache, ids = given_cache(kwargs), kwargs.get("input_ids")
-    first = cache_layer(cache, 0)
+    counting = (layer for layer in cache.layers if hasattr(layer, "get_seq_length")) if cache is not None else ()
+    first = next(iter(counting), None)  # the one that transformers itself asks
     if ids is None or ids.shape[1] == 1 or not isinstance(first, PrunedLayer) or not first.seen:
         return kwargs
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")

@@ -167,3 +167,9 @@ def check_trace(records: Sequence[Any], inputs: Inputs, subject: Subject) -> Non
         columns = positions(record, inputs, subject.family)
         assert before is None or (before >= columns).all(), f"{record.site} brought back a token that was gone"
         before = columns
+
+
+def positions_behind(model: Any, mask: Tensor, new: int) -> dict[str, Tensor]:
+    """M-RoPE of text that follows; transformers itself makes it for a whole prompt or for `generate` only."""
+    deltas = getattr(model.model, "rope_deltas", None)
+    return {} if deltas is None else {"position_ids": (mask.cumsum(-1)[:, -new:] - 1 + deltas).expand(3, -1, -1)}

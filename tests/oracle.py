@@ -100,16 +100,20 @@ def _hidden(mask: Tensor | None, alive: Tensor, queries: int, implementation: st
 def masked(model: nn.Module, alive: Alive, family: Family) -> Iterator[nn.Module]:
     """Run the dense model with the dropped columns masked out, in every forward pass inside the `with`."""
 
+    columns_seen = 0  # with those of this pass; layers that share keys have no cache to ask
+
     def of_decoder(layer: int) -> Any:
         columns = alive.decoder(layer)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            nonlocal columns_seen
             batch, new = (args[0] if args else kwargs["hidden_states"]).shape[:2]
-            cache = given_cache(kwargs)
-            past = cache.get_seq_length(layer) if cache is not None else 0
+            if layer == 0:
+                cache = given_cache(kwargs)
+                columns_seen = new + (cache.get_seq_length() if cache is not None else 0)
             keys = columns.repeat_interleave(batch // len(columns), dim=0)  # beams
-            later = torch.ones(batch, max(0, past + new - keys.shape[1]), dtype=torch.bool)
-            keys = torch.cat([keys, later], dim=1)[:, : past + new]
+            later = torch.ones(batch, max(0, columns_seen - keys.shape[1]), dtype=torch.bool)
+            keys = torch.cat([keys, later], dim=1)[:, :columns_seen]
             implementation = module.self_attn.config._attn_implementation
             return args, kwargs | {"attention_mask": _hidden(kwargs["attention_mask"], keys, new, implementation)}
 

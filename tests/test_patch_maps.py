@@ -22,7 +22,7 @@ KINDS = [
     for name, family in FAMILIES.items()
     for kind in ("image", *["video"] * (family.encoder_video == "video"))
     if family.encoder_layers
-]
+] + [("qwen3_5", "image"), ("qwen3_5", "video")]
 
 
 def _without_attention(layers: nn.ModuleList) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from catalogue import subject
-from invariants import assert_near
+from invariants import assert_near, positions_behind
 from oracle import Alive, masked
 from torch import Tensor
 
@@ -35,12 +35,6 @@ def follow_up(inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     return more, whole
 
 
-def positions(model: Any, mask: Tensor, new: int) -> dict[str, Tensor]:
-    """M-RoPE of text that follows; transformers itself makes it for a whole prompt or for `generate` only."""
-    deltas = getattr(model.model, "rope_deltas", None)
-    return {} if deltas is None else {"position_ids": (mask.cumsum(-1)[:, -new:] - 1 + deltas).expand(3, -1, -1)}
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_pruned_once(family: str) -> None:
@@ -54,9 +48,9 @@ def test_pruned_once(family: str) -> None:
         new = {"input_ids": more, "attention_mask": whole["attention_mask"]}
         if "token_type_ids" in inputs and family == "gemma3":
             new["token_type_ids"] = torch.zeros_like(more)
-        out = network(**new, **positions(network, whole["attention_mask"], 5), **{CACHE: cache})
+        out = network(**new, **positions_behind(network, whole["attention_mask"], 5), **{CACHE: cache})
         mask = torch.cat([whole["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1)
-        token = {"input_ids": torch.tensor([[21], [22]]), "attention_mask": mask, **positions(network, mask, 1)}
+        token = {"input_ids": torch.tensor([[21], [22]]), "attention_mask": mask, **positions_behind(network, mask, 1)}
         return [out.logits, network(**token, **{CACHE: out[CACHE]}).logits]
 
     with prune(model.model, *STAGES) as session:
