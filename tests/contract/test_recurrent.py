@@ -37,6 +37,10 @@ FAMILIES = [
 ]
 MORE = [
     Family("minicpmv4_6", tokens=(IMAGE, VIDEO), video=True),
+    Family("minicpmv4_7", tokens=(IMAGE, VIDEO), video=True),
+    Family("minicpm_ocr", tokens=(IMAGE, VIDEO), video=True),
+    Family("lfm3_vl"),
+    Family("qwen3_5_moe", tokens=(IMAGE, VIDEO), video=True),
 ]
 
 

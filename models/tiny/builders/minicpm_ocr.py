@@ -8,6 +8,7 @@ from torch import nn
 
 from prunekit.models.tiny.builders.common import InputMaker, Sizes, random_model
 from prunekit.models.tiny.builders.minicpmv4_6 import encoder, media, others, packed
+from prunekit.models.tiny.builders.qwen3_5 import remembering
 
 
 def minicpm_ocr(patch_size: int = 4, **sizes: Any) -> tuple[nn.Module, InputMaker]:
@@ -17,5 +18,5 @@ def minicpm_ocr(patch_size: int = 4, **sizes: Any) -> tuple[nn.Module, InputMake
 
     s = Sizes(**sizes)
     config = MiniCPMOcrConfig(vision_config=MiniCPMOcrVisionConfig(**encoder(s, patch_size, merge=2)), **others(s))
-    model = random_model(MiniCPMOcrForConditionalGeneration, config, s)
+    model = remembering(random_model(MiniCPMOcrForConditionalGeneration, config, s))
     return model, InputMaker(s.vocab, *media(s, patch_size, merge=2), join=packed)

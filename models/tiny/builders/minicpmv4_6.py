@@ -20,6 +20,7 @@ from prunekit.models.tiny.builders.common import (
     random_model,
 )
 from prunekit.models.tiny.builders.decoders import BOI, EOI, decoder_sizes, vision_sizes
+from prunekit.models.tiny.builders.qwen3_5 import remembering
 
 SLICE, SLICE_END, ID, ID_END = SPECIAL[2:6]
 
@@ -34,7 +35,7 @@ def minicpmv4_6(patch_size: int = 4, **sizes: Any) -> tuple[nn.Module, InputMake
 
     s = Sizes(**sizes)
     config = MiniCPMV4_6Config(vision_config=MiniCPMV4_6VisionConfig(**encoder(s, patch_size)), **others(s))
-    model = random_model(MiniCPMV4_6ForConditionalGeneration, config, s)
+    model = remembering(random_model(MiniCPMV4_6ForConditionalGeneration, config, s))
     return model, InputMaker(s.vocab, *media(s, patch_size), join=packed)
 
 

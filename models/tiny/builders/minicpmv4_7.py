@@ -10,6 +10,7 @@ from prunekit.models.tiny.builders.common import SPECIAL, InputMaker, Sizes, ran
 from prunekit.models.tiny.builders.decoders import BOI, EOI
 from prunekit.models.tiny.builders.minicpmv4_6 import SLICE, SLICE_END, encoder, media, others, packed
 from prunekit.models.tiny.builders.qwen2_vl import token_types
+from prunekit.models.tiny.builders.qwen3_5 import remembering
 
 NEWLINE = SPECIAL[6]
 """Between rows of slices; the slices of these prompts stand in one row."""
@@ -30,5 +31,5 @@ def minicpmv4_7(patch_size: int = 4, **sizes: Any) -> tuple[nn.Module, InputMake
         slice_end_id=SLICE_END,
         newline_id=NEWLINE,
     )
-    model = random_model(MiniCPMV4_7ForConditionalGeneration, config, s)
+    model = remembering(random_model(MiniCPMV4_7ForConditionalGeneration, config, s))
     return model, InputMaker(s.vocab, *media(s, patch_size), join=packed, extras=token_types)
