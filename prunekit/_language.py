@@ -137,8 +137,8 @@ class LanguageModel:
     @property
     def last_site(self) -> int:
         """The last `decoder.<i>`: a layer has to hold the tokens of those that share its keys."""
-        sources = {self.keys_of(layer) for layer in range(self.owning, self.depth)} - {None}
-        return min(sources, default=self.depth - 1)  # type: ignore[type-var]
+        sources = (self.keys_of(layer) for layer in range(self.owning, self.depth))
+        return min((layer for layer in sources if layer is not None), default=self.depth - 1)
 
     def sees_images(self, layer: int) -> bool:
         """Whether text looks at all columns in a decoder layer, and not only at those in a window before it."""

@@ -168,9 +168,8 @@ class TextSide:
             images = [Image(tokens, self.adapter.grid_of(tokens)) for tokens in sizes]
             call.images = tuple(tuple(images[number] for number in row) for row in call.numbers)
         self.stages.check(call)
-        cached = given_cache(kwargs) is not None or kwargs.get(
-            "use_cache", getattr(self.decoder.config, "use_cache", True)
-        )
+        usual = getattr(self.decoder.config, "use_cache", True)
+        cached = given_cache(kwargs) is not None or kwargs.get("use_cache", usual)
         if cached or embeds is None:
             self.replay.forget()
         else:

@@ -202,7 +202,7 @@ def new_columns(kwargs: dict[str, Any]) -> dict[str, Any]:
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     if mask is None and positions is None:
         return kwargs
-    total = int(mask.shape[-1] if mask is not None else positions.max() + 1)  # type: ignore[union-attr]
+    total = int(mask.shape[-1] if mask is not None else positions.max() + 1)
     new = total - first.seen
     if new < 1:
         raise UnsupportedInputError(f"The KV cache has seen {first.seen} tokens, but the inputs describe only {total}.")

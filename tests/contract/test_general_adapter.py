@@ -74,7 +74,7 @@ def everything() -> Iterator[Any]:
                 yield pytest.param(family, policy, layout, id=f"{family.name}-{policy}-{layout}", marks=marks)
 
 
-@pytest.mark.parametrize(("family", "policy", "layout"), everything())
+@pytest.mark.parametrize(("family", "policy", "layout"), list(everything()))
 @torch.no_grad()
 def test_pruning_equals_masking(family: Family, policy: str, layout: str) -> None:
     model = build(family, "sdpa")

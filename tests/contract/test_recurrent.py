@@ -194,7 +194,7 @@ def test_padding_in_the_middle_is_refused() -> None:
     subject = build(FAMILIES[1], "sdpa")
     first, second = subject.make_inputs(batch=2, images=0), subject.make_inputs(batch=2, images=(1, 2), text=(21, 2))
     whole = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
-    with prune(subject.model, Stage("input", Random(), Keep(tokens=3, per="image"))):
+    with prune(subject.model, Stage("input", Random(), Keep(ratio=0.5))):
         with pytest.warns(PruningWarning):
             cache = subject.model(**first, use_cache=True)[CACHE]
         with pytest.raises(UnsupportedInputError, match=r"layer 0 is recurrent.*in the middle"):
