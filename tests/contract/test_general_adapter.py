@@ -177,7 +177,7 @@ def test_what_it_cannot_offer_is_refused(method: STAR | FasterVLM) -> None:
 
 REFUSED = [
     *("gemma3n", "mllama", "florence2", "t5gemma2", "diffusion_gemma", "pi0"),
-    *("qwen4_exp", "glm5_next", "inkling", "inkling2", "minimax_m3_vl"),
+    *("qwen4_exp", "glm5_next", "inkling", "inkling2", "minimax_m3_vl", "dots3_note"),
 ]
 
 
