@@ -128,7 +128,13 @@ def families(found: dict[str, Any], plan: str) -> str:
 
 def scaling(found: dict[str, Any]) -> str:
     """The ways on more tokens, and how the memory of the scoring layer grows."""
-    head = ["Width", "Visual tokens", *(f"{way}, ms" for way in found["times"][0]["ways"]), "usual / pruned", "pruned / ideal"]
+    head = [
+        "Width",
+        "Visual tokens",
+        *(f"{way}, ms" for way in found["times"][0]["ways"]),
+        "usual / pruned",
+        "pruned / ideal",
+    ]
     rows = []
     for each in found["times"]:
         times = [f"{way['prefill_ms']:.0f}" for way in each["ways"].values()]

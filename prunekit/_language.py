@@ -32,7 +32,7 @@ HANDING_ON = frozenset((
 WITHOUT_KEYS = frozenset(("conv", "linear_attention", "mamba", "recurrent", "moe", "mlp"))
 """Kinds of decoder layers that look at no keys: recurrent ones and convolutions keep a state, others nothing."""
 
-NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 
 
 class LanguageModel:
@@ -151,7 +151,7 @@ class LanguageModel:
         Raises:
             NeedsError: it is not where it usually is.
         """
-        found = getattr(layer, "self_attn", None)
+        found = getattr(layer, "self_attn", getattr(layer, "mixer", None))  # a layer of Nemotron-H is one mixer
         if not isinstance(found, nn.Module):
             raise NeedsError(
                 f"The attention of {type(layer).__name__} cannot be read: the layer has no module `self_attn`."

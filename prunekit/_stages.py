@@ -153,6 +153,11 @@ class Stages:
                         f"{type(stage.policy).__name__} at {stage.site!r} reads the embeddings that enter the language"
                         f" model; that of {type(self.adapter.model).__name__} is given token ids and makes them itself."
                     )
+                if wanted.of == "visual" and any(each.late for each in vision.encoded.values()):
+                    raise NeedsError(
+                        f"{type(stage.policy).__name__} at {stage.site!r} reads the embeddings of visual tokens;"
+                        f" {type(self.adapter.model).__name__} has none: it adds their features between decoder layers."
+                    )
                 place = origin if wanted.of == "visual" else sequence.origin.gather(1, text)
                 states[wanted] = gather(call.embeds, place)
         if needs.patches:

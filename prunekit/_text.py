@@ -174,7 +174,9 @@ class TextSide:
             self.replay.forget()
         else:
             columns, valid = call.sequence.visual_columns
-            call.replay = self.replay.begins(sent.ids, gather(embeds, columns) * valid[..., None])
+            late = [part for each in self.vision.encoded.values() if each.late for part in each.features]
+            features = torch.cat(late) if late else gather(embeds, columns) * valid[..., None]
+            call.replay = self.replay.begins(sent.ids, features)
         call.memory = dict(self.vision.memory)
         call.embeds = embeds if self.embeds else None
         self.stages.leave_out(call, sent, self.vision)

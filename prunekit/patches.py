@@ -57,6 +57,12 @@ class Encoded:
         return self.output if isinstance(self.output, (Tensor, tuple, list)) else None
 
     @property
+    def late(self) -> bool:
+        """Whether features are added between decoder layers only, so that visual tokens enter as zeros."""
+        early = (getattr(self.output, name, None) for name in ("pooler_output", "last_hidden_state"))
+        return bool(getattr(self.output, "deepstack_features", None)) and all(each is None for each in early)
+
+    @property
     def device(self) -> torch.device:
         """Where the visual tokens are."""
         features = self.features

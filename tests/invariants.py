@@ -171,5 +171,5 @@ def check_trace(records: Sequence[Any], inputs: Inputs, subject: Subject) -> Non
 
 def positions_behind(model: Any, mask: Tensor, new: int) -> dict[str, Tensor]:
     """M-RoPE of text that follows; transformers itself makes it for a whole prompt or for `generate` only."""
-    deltas = getattr(model.model, "rope_deltas", None)
+    deltas = getattr(getattr(model, "model", None), "rope_deltas", None)
     return {} if deltas is None else {"position_ids": (mask.cumsum(-1)[:, -new:] - 1 + deltas).expand(3, -1, -1)}

@@ -29,6 +29,7 @@ from prunekit.models.tiny.builders.common import IMAGE, VIDEO
 from prunekit.policies import CrossAttention, FastV, Random, SelfAttention, UniformGrid
 
 NEAR = 5e-5  # recurrent layers add up in another order when they go through a prompt than token by token
+DRIFT = {"nemotron_h_omni": 1e-3}  # decoding token by token drifts from a prompt read at once, without any session too
 STEPS = 4
 
 FAMILIES = [
@@ -40,6 +41,7 @@ MORE = [
     Family("minicpmv4_7", tokens=(IMAGE, VIDEO), video=True),
     Family("minicpm_ocr", tokens=(IMAGE, VIDEO), video=True),
     Family("lfm3_vl"),
+    Family("nemotron_h_omni", decoder_layers="language_model.model.layers"),
     Family("qwen3_5_moe", tokens=(IMAGE, VIDEO), video=True),
 ]
 
@@ -118,7 +120,8 @@ def check_shorter(subject: Subject, items: Items, inputs: Any, records: int) -> 
         held = int(prompt.sum())
         assert_near(logits[row, prompt], wanted[:held], f"row {row}, prefill", NEAR)
         for step in range(STEPS):
-            assert_near(out.logits[step][row], wanted[held - 1 + step], f"row {row}, step {step}", NEAR)
+            drift = DRIFT.get(subject.family.name, NEAR)
+            assert_near(out.logits[step][row], wanted[held - 1 + step], f"row {row}, step {step}", drift)
     assert (logits - plain)[:, -1].abs().max() > FAR
 
 
