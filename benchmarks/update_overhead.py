@@ -34,7 +34,11 @@ def section(result: dict[str, Any]) -> str:
         f"{len(found)} families, {origin(result)} In brackets: 95 % intervals of the median. Stored in"
         " `benchmarks/results/overhead.json`."
     )
-    parts = [head, summary(found, plans)]
+    kinds = {"prefill": "ratio_to_ideal", "prefill without scoring": "unscored_ratio_to_ideal"}
+    kinds |= {"each token": "decode_ratio_to_ideal"}
+    over_all = ", ".join(f"{result[ratio]:.3f} ({kind})" for kind, ratio in kinds.items() if ratio in result)
+    middle = f"Median of pruned / ideal over all families and plans: {over_all}."
+    parts = [head, middle, summary(found, plans)]
     if "scaling" in result:
         parts.append(scaling(result["scaling"]))
     for plan in plans:
