@@ -16,7 +16,6 @@ BLOCKS = "attend to blocks of neighbouring tokens, which they choose by all toke
 KINDS = {
     "hybrid": BOTH,
     "hybrid_sliding": BOTH,
-    "indexed_attention": INDEXED,
     "compressed_sparse_attention": INDEXED,
     "heavily_compressed_attention": INDEXED,
     "minimax_m3_sparse": BLOCKS,
@@ -47,7 +46,12 @@ def check_model(model: nn.Module, has_placeholders: bool) -> None:
         "its decoder looks at images by cross-attention; they are no tokens in its sequence": bool(
             getattr(text, "cross_attention_layers", None)
         ),
-        "its decoder layers work on several streams of states of each token": getattr(text, "altup_num_inputs", 1) > 1,
+        "its decoder layers work on several streams of states of each token": any(
+            (getattr(text, name, None) or 1) > 1 for name in ("altup_num_inputs", "hc_mult", "hc_count")
+        ),
+        "some of its decoder layers look only at tokens that an earlier one picked, which may be dropped in between": (
+            "shared" in (getattr(text, "indexer_types", None) or ())
+        ),
     }
     reasons |= {f"its decoder has layers of the kind {kind}, which {why}": kind in kinds for kind, why in KINDS.items()}
     for why, holds in reasons.items():

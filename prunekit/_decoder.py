@@ -119,8 +119,9 @@ class Decoder:
             keys = call.left
         if mask is not None:
             if isinstance(mask, Tensor) and mask.shape[-1] < call.base + call.length:
-                # A window's mask begins where the caches of the layers that were not pruned begin.
-                keys = (keys - (call.base + call.length - mask.shape[-1])).clamp(min=-1)
+                # A window's mask has the columns that are in the caches of the layers that were not pruned.
+                forgotten, always = call.base + call.length - mask.shape[-1], 0 if own is None else own.always
+                keys = keys.where(keys < always, (keys - forgotten).where(keys - forgotten >= always, -1))
             sliced = call.left is not None and hidden.shape[1] != call.left.shape[1]  # by the model, to the last ones
             return cut_mask(mask, keys, None if sliced else call.left)
         return padding_mask(keys, hidden.shape[1], self.config._attn_implementation, hidden.dtype)

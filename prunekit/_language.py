@@ -22,9 +22,10 @@ HANDING_ON = frozenset((
     "AriaTextModel", "ChameleonModel", "Cohere2Model", "Cosmos3EdgeTextModel", "DeepseekOcr2TextModel",
     "DeepseekV3Model", "Emu3TextModel", "Ernie4_5_VLMoeTextModel", "Exaone4Model", "Gemma2Model", "Gemma4TextModel",
     "Gemma4UnifiedTextModel", "GlmOcrTextModel", "HunYuanVLTextModel", "HyperCLOVAXModel", "Lfm2Model", "Lfm3Model",
-    "Llama4TextModel", "LlamaModel", "MistralModel", "MuseGlimmerTextModel", "MuseSparkTextModel", "OPTDecoder",
-    "PaddleOCRTextModel", "PersimmonModel", "Phi4MultimodalModel", "Qwen2Model", "Qwen2_5OmniThinkerTextModel",
-    "Qwen3Model", "Qwen3_5MoeTextModel", "Qwen3_5TextModel", "Step3p7TextModel",
+    "Llama4TextModel", "LlamaModel", "MistralLarge4TextModel", "MistralModel", "MuseGlimmerTextModel",
+    "MuseSparkTextModel", "OPTDecoder", "PaddleOCRTextModel", "PersimmonModel", "Phi4MultimodalModel", "Qwen2Model",
+    "Qwen2_5OmniThinkerTextModel", "Qwen3Model", "Qwen3_5MoeTextModel", "Qwen3_5TextModel", "Step3p7TextModel",
+    "UnlimitedOcrTextModel",
 ))
 # fmt: on
 """Language models of transformers that hand each layer just what the one before it returned; a test looks at each."""
@@ -131,14 +132,17 @@ class LanguageModel:
         """
         if self.kinds[layer] in WITHOUT_KEYS:
             return None
+        sources: list[int] | None = getattr(self.text_config, "kv_source_layers", None)
+        if sources is not None:
+            return sources[layer]
         own = self.owning
         return layer if layer < own else max(each for each in range(own) if self.kinds[each] == self.kinds[layer])
 
     @property
     def last_site(self) -> int:
         """The last `decoder.<i>`: a layer has to hold the tokens of those that share its keys."""
-        sources = (self.keys_of(layer) for layer in range(self.owning, self.depth))
-        return min((layer for layer in sources if layer is not None), default=self.depth - 1)
+        sources = [(layer, self.keys_of(layer)) for layer in range(self.depth)]
+        return min((source for layer, source in sources if source not in (None, layer)), default=self.depth - 1)
 
     def sees_images(self, layer: int) -> bool:
         """Whether text looks at all columns in a decoder layer, and not only at those in a window before it."""

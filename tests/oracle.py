@@ -82,13 +82,16 @@ class Alive:
         return self.decoder(10**6)
 
 
-def _hidden(mask: Tensor | None, alive: Tensor, queries: int, implementation: str) -> Tensor:
-    """The family's own mask, without the keys that are not alive; `mask` None is plain causality."""
+def _hidden(mask: Tensor | None, alive: Tensor, queries: int, implementation: str, always: int) -> Tensor:
+    """The family's own mask, without the keys that are not alive; `mask` None is plain causality.
+
+    A window's cache has forgotten some of the first columns, but for the first `always` ones.
+    """
     keys = alive.shape[1]
     if mask is None:
         allowed = torch.arange(keys) <= torch.arange(keys - queries, keys)[:, None]
         mask = allowed[None, None]
-    alive = alive[:, keys - mask.shape[-1] :]  # a window's cache has forgotten the first columns
+    alive = torch.cat([alive[:, :always], alive[:, always + keys - mask.shape[-1] :]], dim=1)
     allowed = (mask if mask.dtype == torch.bool else mask == 0) & alive[:, None, None, :]
     allowed = allowed | ~allowed.any(-1, keepdim=True)  # padding rows: let them look anywhere, nobody looks at them
     if implementation == "sdpa":
@@ -104,6 +107,8 @@ def masked(model: nn.Module, alive: Alive, family: Family) -> Iterator[nn.Module
 
     def of_decoder(layer: int) -> Any:
         columns = alive.decoder(layer)
+        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+        always = columns.shape[1] if "reference_sliding_attention" in kinds else 0
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             nonlocal columns_seen
@@ -115,7 +120,8 @@ def masked(model: nn.Module, alive: Alive, family: Family) -> Iterator[nn.Module
             later = torch.ones(batch, max(0, columns_seen - keys.shape[1]), dtype=torch.bool)
             keys = torch.cat([keys, later], dim=1)[:, :columns_seen]
             implementation = module.self_attn.config._attn_implementation
-            return args, kwargs | {"attention_mask": _hidden(kwargs["attention_mask"], keys, new, implementation)}
+            mask = _hidden(kwargs["attention_mask"], keys, new, implementation, always)
+            return args, kwargs | {"attention_mask": mask}
 
         return hook
 

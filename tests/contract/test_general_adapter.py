@@ -6,6 +6,7 @@ Each is run with random tokens at the input, and with four stages down to the la
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,6 +62,7 @@ UNKNOWN = [
     Family("qianfan_ocr", encoder_layers=""),
     Family("deepseek_ocr2", encoder_layers=""),
     Family("kimi_k25", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("unlimited_ocr", encoder_layers=""),
 ]
 
 
@@ -77,6 +79,34 @@ def everything() -> Iterator[Any]:
 @pytest.mark.parametrize(("family", "policy", "layout"), list(everything()))
 @torch.no_grad()
 def test_pruning_equals_masking(family: Family, policy: str, layout: str) -> None:
+    check_general_adapter(family, policy, layout)
+
+
+@pytest.mark.parametrize("layout", ["padded", "ragged"])
+@pytest.mark.parametrize(("shared", "policy"), [(True, "random-input"), (False, "random-input"), (False, "pyramid")])
+@pytest.mark.parametrize("family", ["mistral_large4"])
+@torch.no_grad()
+def test_an_indexer_picks_among_the_tokens_that_are_left(family: str, shared: bool, policy: str, layout: str) -> None:
+    check_general_adapter(Family(family, (("shared", shared),), encoder_layers=""), policy, layout)
+
+
+@pytest.mark.parametrize(("policy", "layout"), [("random-input", "padded"), ("pyramid", "ragged"), ("fastv", "single")])
+@torch.no_grad()
+def test_a_window_over_what_is_generated(policy: str, layout: str) -> None:
+    family = Family("unlimited_ocr", (("generated", 3),), encoder_layers="")
+    model, whole = build(family, "sdpa"), build(replace(family, sizes=(("generated", 100),)), "sdpa")
+    inputs, steps = model.make_inputs(**LAYOUTS[layout], seed=1), 8
+    with prune(model.model, *PLANS[policy]) as session, prune(whole.model, *PLANS[policy]):
+        generated, unforgetting = (generate(each, inputs, steps) for each in (model.model, whole.model))
+    with masked(model.dense, Alive(session.trace, inputs, family), family):
+        expected = generate(model.dense, inputs, steps)
+    same_generation(generated, expected, "generate", 2e-5)
+    assert_near(generated.logits[3], unforgetting.logits[3], "while the window holds everything")
+    assert (generated.logits[4] - unforgetting.logits[4]).abs().max() > FAR
+
+
+def check_general_adapter(family: Family, policy: str, layout: str) -> None:
+    """Prefill and generation of the pruned model are those of a dense one whose layers do not see what is dropped."""
     model = build(family, "sdpa")
     assert type(adapter_for(model.model)) is ModelAdapter
     inputs = model.make_inputs(**LAYOUTS[layout], seed=1)
@@ -84,12 +114,15 @@ def test_pruning_equals_masking(family: Family, policy: str, layout: str) -> Non
         logits = model.model(**inputs).logits
         records = session.trace[:]
         generated = generate(model.model, inputs, 4)
+        later = session.trace[len(records) :]  # may differ: `generate` does not count padding among the positions
     assert len(records) == RECORDS.get(policy, 1)
     check_trace(records, inputs, model)
     alive = Alive(records, inputs, family)
     plain = model.dense(**inputs).logits
     with masked(model.dense, alive, family):
-        expected, expected_generated = model.dense(**inputs).logits, generate(model.dense, inputs, 4)
+        expected = model.dense(**inputs).logits
+    with masked(model.dense, Alive(later, inputs, family), family):
+        expected_generated = generate(model.dense, inputs, 4)
     final = alive.final()
     assert_near(logits[final], expected[final], "prefill", 2e-5)
     same_generation(generated, expected_generated, "generate", 2e-5)
@@ -100,6 +133,7 @@ def test_pruning_equals_masking(family: Family, policy: str, layout: str) -> Non
 TOUCHED = ("qwen3_omni_moe", "cosmos3_omni", "cohere_compass", "granite4_vision", "granite_docling")
 HANDED_ON = [
     *(family.name for family in UNKNOWN if family.name not in TOUCHED),
+    "mistral_large4",
     "blip_2",
     "internvl",
     "llava",

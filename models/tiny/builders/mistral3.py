@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from prunekit.models.tiny.builders.common import IMAGE, SPECIAL, InputMaker, Media, Sizes, random_model
+from prunekit.models.tiny.builders.common import IMAGE, SPECIAL, InputMaker, Media, MediaMaker, Sizes, random_model
 from prunekit.models.tiny.builders.decoders import decoder_sizes, vision_sizes
 from prunekit.models.tiny.builders.llava_next import padded
 
@@ -28,7 +28,11 @@ def mistral3(patch_size: int = 4, merge: int = 2, **sizes: Any) -> tuple[nn.Modu
         spatial_merge_size=merge,
         tie_word_embeddings=False,
     )
-    model = random_model(Mistral3ForConditionalGeneration, config, s)
+    return random_model(Mistral3ForConditionalGeneration, config, s), InputMaker(s.vocab, images(s, unit), join=padded)
+
+
+def images(s: Sizes, unit: int) -> MediaMaker:
+    """A maker of images of several sizes, whose visual tokens are made of `unit` x `unit` pixels."""
 
     def image(generator: Generator, number: int) -> Media:
         rows, columns = [(s.side, s.side), (s.side // 2, s.side), (s.side, s.side - 1)][number % 3]
@@ -37,4 +41,4 @@ def mistral3(patch_size: int = 4, merge: int = 2, **sizes: Any) -> tuple[nn.Modu
         size = torch.tensor([[rows * unit, columns * unit]])
         return Media([*tokens[:-1], END], {"pixel_values": pixels, "image_sizes": size})
 
-    return model, InputMaker(s.vocab, image, join=padded)
+    return image
