@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from prunekit._cache_kinds import pruned_layer
 from prunekit._call import Call
 from prunekit.adapter import ModelAdapter
-from prunekit.cache import NAMES, PrunedLayer, cache_layer, given_cache, pruned_layer
+from prunekit.cache import NAMES, PrunedLayer, cache_layer, given_cache
 from prunekit.errors import UnsupportedCacheError, UnsupportedInputError
 from prunekit.masks import cut_mask, padding_mask
 from prunekit.sequence import gather
@@ -70,7 +71,9 @@ class Decoder:
         if self.compact:
             positions = call.once("compact", (call.positions, shift), lambda: self._compacted(call, own))
             tables = call.once("rotary", (positions,), lambda: self.adapter.rotary(hidden, positions))
-            changed |= {"position_ids": positions, "position_embeddings": tables}
+            changed["position_ids"] = positions
+            if kwargs.get("position_embeddings", tables) is not None:  # None: a layer without positions
+                changed["position_embeddings"] = tables
         return args, kwargs | changed
 
     # --- the cache ---------------------------------------------------------------------------------------------------

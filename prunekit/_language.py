@@ -20,12 +20,12 @@ VIDEO_IDS = ("video_token_id", "video_token_index")
 # fmt: off
 HANDING_ON = frozenset((
     "AriaTextModel", "ChameleonModel", "Cohere2Model", "Cosmos3EdgeTextModel", "DeepseekOcr2TextModel",
-    "DeepseekV3Model", "Emu3TextModel", "Ernie4_5_VLMoeTextModel", "Exaone4Model", "Gemma2Model", "Gemma4TextModel",
-    "Gemma4UnifiedTextModel", "GlmOcrTextModel", "HunYuanVLTextModel", "HyperCLOVAXModel", "Lfm2Model", "Lfm3Model",
-    "Llama4TextModel", "LlamaModel", "MistralLarge4TextModel", "MistralModel", "MuseGlimmerTextModel",
-    "MuseSparkTextModel", "OPTDecoder", "PaddleOCRTextModel", "PersimmonModel", "Phi4MultimodalModel", "Qwen2Model",
-    "Qwen2_5OmniThinkerTextModel", "Qwen3Model", "Qwen3_5MoeTextModel", "Qwen3_5TextModel", "Step3p7TextModel",
-    "UnlimitedOcrTextModel",
+    "DeepseekV3Model", "Dots3NoteTextModel", "Emu3TextModel", "Ernie4_5_VLMoeTextModel", "Exaone4Model", "Gemma2Model",
+    "Gemma4TextModel", "Gemma4UnifiedTextModel", "GlmOcrTextModel", "HunYuanVLTextModel", "HyperCLOVAXModel",
+    "Lfm2Model", "Lfm3Model", "Llama4TextModel", "LlamaModel", "MistralLarge4TextModel", "MistralModel",
+    "MuseGlimmerTextModel", "MuseSparkTextModel", "OPTDecoder", "PaddleOCRTextModel", "PersimmonModel",
+    "Phi4MultimodalModel", "Qwen2Model", "Qwen2_5OmniThinkerTextModel", "Qwen3Model", "Qwen3_5MoeTextModel",
+    "Qwen3_5TextModel", "Step3p7TextModel", "UnlimitedOcrTextModel",
 ))
 # fmt: on
 """Language models of transformers that hand each layer just what the one before it returned; a test looks at each."""

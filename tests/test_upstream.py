@@ -24,7 +24,7 @@ from oracle import Inputs
 from packaging.requirements import Requirement
 from packaging.version import Version
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -234,6 +234,7 @@ def test_attention_is_called_through_the_mapping(family: str, attention: str, mo
 LAYERS: dict[str, Callable[[], DynamicLayer]] = {
     "DynamicLayer": DynamicLayer,
     "DynamicSlidingWindowLayer": lambda: DynamicSlidingWindowLayer(sliding_window=16),
+    "DynamicIndexedLayer": DynamicIndexedLayer,
 }
 
 
@@ -248,7 +249,7 @@ def test_cache_layers(name: str) -> None:
     require(layer.get_seq_length() == 10, f"{name}.get_seq_length() does not count its keys")
     sizes = tuple(layer.get_mask_sizes(3))
     require(sizes == (13, 0), f"{name}.get_mask_sizes(query_length) is {sizes} instead of (13, 0)")
-    require(layer.is_sliding == (name != "DynamicLayer"), f"{name}.is_sliding has another meaning")
+    require(layer.is_sliding == (name == "DynamicSlidingWindowLayer"), f"{name}.is_sliding has another meaning")
     layer.reorder_cache(torch.tensor([1, 0]))
     layer.batch_repeat_interleave(2)
     layer.batch_select_indices(torch.tensor([0, 2, 3]))

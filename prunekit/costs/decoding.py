@@ -50,6 +50,11 @@ class Caches:
     def of(cls, adapter: ModelAdapter, cache: RecordingCache, cost: Cost, dtype: str) -> Caches:
         """Read the caches that a prefill has filled, whose multiply-adds are `cost`."""
         config: Any = adapter.model.config.get_text_config(decoder=True)
+        if getattr(config, "is_heterogeneous", False):
+            raise CostError(
+                f"The decoder layers of {type(adapter.model).__name__} differ in their heads and widths, so that caches"
+                " and decoding have no closed form; prunekit.flops.count counts its prefill."
+            )
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         brought = [cache.brought[index] for index in range(adapter.depth)]
         batch = brought[0][0][0]

@@ -57,6 +57,7 @@ UNKNOWN = [
     Family("cohere_compass", encoder_layers="", tokens=(IMAGE, VIDEO)),
     Family("muse_glimmer", encoder_layers="", tokens=(IMAGE, VIDEO)),
     Family("muse_spark", encoder_layers="", tokens=(IMAGE, VIDEO)),
+    Family("dots3_note", encoder_layers="", tokens=(IMAGE, VIDEO)),
     Family("granite4_vision", encoder_layers=""),
     Family("granite_docling", encoder_layers="", decoder_layers="model.text_model.layers"),
     Family("qianfan_ocr", encoder_layers=""),
@@ -211,7 +212,7 @@ def test_what_it_cannot_offer_is_refused(method: STAR | FasterVLM) -> None:
 
 REFUSED = [
     *("gemma3n", "mllama", "florence2", "t5gemma2", "diffusion_gemma", "pi0"),
-    *("qwen4_exp", "glm5_next", "inkling", "inkling2", "minimax_m3_vl", "dots3_note"),
+    *("qwen4_exp", "glm5_next", "inkling", "inkling2", "minimax_m3_vl"),
 ]
 
 
@@ -271,3 +272,21 @@ def test_placeholders_among_embeddings_that_are_scaled_or_normalised(family: str
 def test_positions_of_several_axes_in_some_kinds_of_layers() -> None:
     assert adapter_for(tiny_random("cohere_compass")[0])._several_positions
     assert not adapter_for(tiny_random("muse_glimmer")[0])._several_positions
+
+
+@pytest.mark.parametrize("family", ["muse_glimmer", "muse_spark"])
+@torch.no_grad()
+def test_compact_positions_where_some_layers_have_none(family: str) -> None:
+    model, make_inputs = tiny_random(family, window=512)  # windows count what was sent, also where it was dropped
+    inputs, embeds, core = make_inputs(), [], model.model
+    handle = core.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: embeds.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    core(**inputs)
+    handle.remove()
+    with prune(model, *PLANS["random-input"], positions="compact") as session:
+        actual = core(**inputs).last_hidden_state[:, -1]
+    stays = inputs["input_ids"][0] != IMAGE
+    stays[(~stays).nonzero()[session.trace[0].kept[0], 0]] = True
+    native = core.language_model(inputs_embeds=embeds[0][:, stays]).last_hidden_state[:, -1]
+    assert_near(actual, native, family)
