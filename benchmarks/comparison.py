@@ -13,6 +13,7 @@ from timing import Times, measure, paired, peak_memory, timed
 from variants import Dense, Front, Ideal, Pruned, Usual, Variant
 
 from prunekit import Keep, Method, Needs, PruningPolicy, Selection, Stage, VisualTokens
+from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
 
 __all__ = ["RATIOS", "compared", "described", "family", "head_outputs"]
@@ -39,10 +40,14 @@ def family(name: str, options: argparse.Namespace) -> dict[str, Any]:
     dtype = getattr(torch, options.dtype)
     prompt = Prompt(name, sizes, text=options.text, steps=options.tokens + 1, device=options.device, dtype=dtype)
     ways: dict[str, Variant] = {"dense": Dense(prompt), "front": Front(prompt)}
-    plans = {}
+    plans, impossible = {}, {}
     for each in PLANS:
         items = plan(each, options.keep, prompt.images, prompt.adapter.depth)
-        made, left_out = variants(prompt, each, Pruned(prompt, items))
+        try:
+            made, left_out = variants(prompt, each, Pruned(prompt, items))
+        except PrunekitError as error:
+            impossible[each] = str(error)
+            continue
         ways |= {f"{each}.{way}": variant for way, variant in made.items()}
         stages = {stage.site: stage.count(prompt.images) for stage in made["pruned"].session.plan.stages}  # type: ignore[attr-defined]
         plans[each] = {"stages": stages, "left_out": left_out}
@@ -58,7 +63,8 @@ def family(name: str, options: argparse.Namespace) -> dict[str, Any]:
         found["ratios"] = compared((prefill, decode), found["scoring_ms"] / 1000)
     shape = {"hidden": options.hidden, "layers": prompt.adapter.depth, "prompt": prompt.length, "visual": prompt.images}
     shape["parameters"] = sum(weight.numel() for weight in prompt.model.parameters())
-    return {"shape": shape} | {way: described(way, times, memory) for way in ("dense", "front")} | {"plans": plans}
+    found_dense = {way: described(way, times, memory) for way in ("dense", "front")}
+    return {"shape": shape} | found_dense | {"plans": plans, "impossible": impossible}
 
 
 def variants(prompt: Prompt, name: str, pruned: Pruned) -> tuple[dict[str, Variant], dict[str, str]]:

@@ -43,10 +43,13 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
-    start = time.perf_counter()
     result: dict[str, Any] = {"families": {}, "left_out": {}, "ranges": {}} | provenance(options)
-    result["units"] = UNITS
+    result |= {"units": UNITS} | found_before(options)
+    start = time.perf_counter() - result.get("seconds", 0)
     for name in options.family:
+        if name in result["families"]:
+            continue
+        result["left_out"].pop(name, None)
         try:
             with torch.inference_mode():
                 result["families"][name] = family(name, options)
@@ -63,6 +66,21 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         result["seconds"] = round(time.perf_counter() - start)
         write(result, options.output)
     return result
+
+
+def found_before(options: argparse.Namespace) -> dict[str, Any]:
+    """What a run to go on with has measured; nothing without `--resume`."""
+    if not options.resume or not options.output.exists():
+        return {}
+    found: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8"))
+    other = ("family", "scaling", "resume")
+    theirs, ours = (
+        {name: value for name, value in each.items() if name not in other}
+        for each in (found["config"], provenance(options)["config"])
+    )
+    if theirs != ours:
+        raise SystemExit(f"--resume: {options.output} was measured with {theirs}, and not with {ours}.")
+    return found
 
 
 def measured(found: dict[str, Any], ratio: str) -> Iterator[tuple[float, str]]:
@@ -135,6 +153,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: processor time")
     parser.add_argument("--quick", action="store_true", help="tiny shapes and few runs, to see that it works")
     parser.add_argument("--scaling", action=argparse.BooleanOptionalAction, help="more tokens too; with all families")
+    parser.add_argument("--resume", action="store_true", help="go on: families that --output has stay as they are")
     parser.add_argument("--output", "--json", type=Path, help="write everything here, as JSON")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -142,6 +161,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in options.family or ():
         if (why := why_not(name)) is not None:
             parser.error(f"--family {name}: {why}")
+    if options.resume and options.output is None:
+        parser.error("--resume: there is no --output to go on with")
     if options.layers < 6 or options.hidden % 64:
         parser.error(f"--layers {options.layers} --hidden {options.hidden}: at least 6 layers, a multiple of 64 wide")
     if options.scaling is None:

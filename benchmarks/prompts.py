@@ -22,16 +22,18 @@ __all__ = ["PLANS", "Prompt", "even_out", "families", "plan", "sizes_of", "why_n
 TOKEN = 17
 """Id of the word that is decoded again and again."""
 
-WINDOW, WINDOWS = 512, {"aya_vision", "cohere2_vision", "gemma3", "gemma4_moe", "paligemma"}
+WINDOW = 512
+WINDOWS = {"aya_vision", "cohere2_vision", "gemma3", "gemma4", "gemma4_moe", "gemma4_unified", "lfm3_vl"}
+WINDOWS |= {"muse_glimmer", "muse_spark", "paligemma", "step3p7"}
 """Length of sliding windows at 24 x 24 visual tokens, and the families that have some."""
 
 MANY = {"llava_next_video", "llava_onevision", "molmo2", "phi4_multimodal"}
 """Families whose images have about twice as many visual tokens as others of the same side."""
 
-EXPERTS = {"aria", "gemma4_moe", "llama4"}
+EXPERTS = {"aria", "gemma4_moe", "kimi_k25", "llama4", "mistral_large4", "qwen3_5_moe", "step3p7"}
 """Families whose experts would make a prefill several times as long as others."""
 
-NO_CACHE = {"blip_2", "instructblip"}
+NO_CACHE = {"blip_2", "granite4_vision", "instructblip"}
 """Families whose forward hands out no KV cache."""
 
 
@@ -47,10 +49,10 @@ def why_not(name: str) -> str | None:
     if name in NO_CACHE:
         return "its forward hands out no KV cache"
     try:
-        adapter_for(tiny_random(name)[0])
+        adapter = adapter_for(tiny_random(name)[0])
     except UnsupportedModelError as error:
         return str(error)
-    return None
+    return None if adapter.lm_head is not None else "its model does not name its output head"
 
 
 def sizes_of(family: str, side: int, hidden: int, layers: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ __all__ = ["main", "section", "update"]
 
 def section(result: dict[str, Any]) -> str:
     """All tables, and a sentence on where the numbers come from, in Markdown."""
-    found = result["families"]
+    found = dict(sorted(result["families"].items()))
     plans = list(next(iter(found.values()))["plans"])
     head = (
         f"{len(found)} families, {origin(result)} In brackets: 95 % intervals of the median. Stored in"
@@ -49,8 +49,9 @@ def section(result: dict[str, Any]) -> str:
     for name, each in found.items():
         for plan, values in each["plans"].items():
             missing |= {f"{name}, {plan}, {way}: {why}" for way, why in values["left_out"].items() if way == "ideal"}
+        missing |= {f"{name}, {plan}: {why}" for plan, why in each.get("impossible", {}).items()}
     if missing:
-        parts.append("Left out:\n\n" + "\n".join(f"- {line}." for line in sorted(missing)))
+        parts.append("Left out:\n\n" + "\n".join(f"- {line.rstrip('.')}." for line in sorted(missing)))
     return "\n\n".join(parts)
 
 
@@ -68,7 +69,7 @@ def interval(ratio: dict[str, float] | None) -> str:
 def medians(found: dict[str, Any], plan: str, ratio: str) -> Iterator[tuple[float, str]]:
     """The median of a ratio of every family that has it, and the family."""
     for name, each in found.items():
-        if ratio in each["plans"][plan]["ratios"]:
+        if ratio in each["plans"].get(plan, {"ratios": ()})["ratios"]:
             yield each["plans"][plan]["ratios"][ratio]["median"], name
 
 
@@ -79,7 +80,7 @@ def summary(found: dict[str, Any], plans: list[str]) -> str:
     head += ["Prefill, dense / pruned", "Prefill, usual / pruned"]
     rows = []
     for plan in plans:
-        row = [plan, str(len(found))]
+        row = [plan, str(sum(plan in each["plans"] for each in found.values()))]
         for ratio in ("ratio_to_ideal", "unscored_ratio_to_ideal", "decode_ratio_to_ideal"):
             values = list(medians(found, plan, ratio))
             row += (
@@ -109,6 +110,8 @@ def families(found: dict[str, Any], plan: str) -> str:
     head += ["Token, pruned / ideal", "Usual / pruned", "Memory, dense, pruned, ideal, MiB"]
     rows = []
     for name, each in found.items():
+        if plan not in each["plans"]:
+            continue
         dense, ways, ratios = each["dense"], each["plans"][plan]["ways"], each["plans"][plan]["ratios"]
         weighed = [dense, ways["pruned"], *([ways["ideal"]] if "ideal" in ways else [])]
         usual = ratios.get("usual_over_pruned")

@@ -25,6 +25,7 @@ from prompts import Prompt
 from recording import Arguments, Recording, stopping
 from torch import Tensor
 from transformers import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from prunekit import Method, Session, Stage, prune
 from prunekit.cache import CACHE
@@ -172,10 +173,11 @@ class Ideal(Variant):
         return self.logits(hidden)
 
     def new_cache(self) -> DynamicCache:
-        """An empty cache, in which layers that hold a part of the columns forget none of them."""
+        """An empty cache, in which windows of layers that hold a part of the columns forget none of them."""
         cache = DynamicCache(config=self.adapter.text_model.config)
         for index in range(self.first, len(self.layers)):
-            cache.layers[index] = DynamicLayer()
+            if type(cache.layers[index]) is DynamicSlidingWindowLayer:
+                cache.layers[index] = DynamicLayer()
         return cache
 
     def layer(self, index: int, layer: Any, hidden: Tensor) -> Tensor:

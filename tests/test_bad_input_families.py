@@ -88,11 +88,10 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "a class": (lambda: LlamaForCausalLM, r"the class LlamaForCausalLM is no model of transformers"),
     "florence2": (lambda: tiny_random("florence2")[0], r"Florence2.*'florence2'.*is an encoder-decoder model"),
     "mllama": (lambda: tiny_random("mllama")[0], r"Mllama.*'mllama'.*looks at images by cross-attention"),
-    "lfm2_vl": (lambda: tiny_random("lfm2_vl")[0], r"Lfm2Vl.*layers of the kinds conv, whose state mixes"),
-    "qwen3_5": (lambda: tiny_random("qwen3_5")[0], r"Qwen3_5.*layers of the kinds linear_attention, whose state"),
-    "minicpmv4_6": (lambda: tiny_random("minicpmv4_6")[0], r"MiniCPMV4_6.*kinds linear_attention, whose state"),
-    "gemma3n": (lambda: tiny_random("gemma3n")[0], r"Gemma3n.*use the keys and values of earlier ones"),
-    "gemma4": (lambda: tiny_random("gemma4")[0], r"Gemma4.*use the keys and values of earlier ones"),
+    "gemma3n": (lambda: tiny_random("gemma3n")[0], r"Gemma3n.*several streams of states"),
+    "inkling": (lambda: tiny_random("inkling")[0], r"Inkling.*layers of the kind hybrid, which keep a recurrent state"),
+    "minimax": (lambda: tiny_random("minimax_m3_vl")[0], r"MiniMaxM3.*kind minimax_m3_sparse, which attend to blocks"),
+    "pi0": (lambda: tiny_random("pi0")[0], r"PI0.*a whole vision-language model inside it"),
     "kosmos2_5": (lambda: tiny_random("kosmos2_5")[0], rf"Kosmos2_5.*'kosmos-2\.5'.*{NO_TOKENS}"),
 }
 

@@ -225,6 +225,28 @@ def test_the_script(tmp_path: Path, modules: Any) -> None:
     assert tables.count("| llava |") == len(PLANS)
 
 
+@pytest.mark.slow
+def test_going_on_with_a_run(tmp_path: Path, modules: Any) -> None:
+    target = tmp_path / "all.json"
+    command = [sys.executable, str(BENCHMARKS / "overhead.py"), "--quick", "--threads", "1", "--output", str(target)]
+
+    def results(*more: str) -> Any:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, check=False)
+        return json.loads(target.read_text(encoding="utf-8")) if done.returncode == 0 else done.stderr
+
+    first = results("--family", "llava")
+    second = results("--resume", "--family", "llava", "lfm2_vl")
+    assert second["families"]["llava"] == first["families"]["llava"]
+    assert second["seconds"] >= first["seconds"]
+    assert second["ranges"]["ratio_to_ideal"]["measured"] > first["ranges"]["ratio_to_ideal"]["measured"]
+    assert "has none" in second["families"]["lfm2_vl"]["impossible"]["pyramid"]  # its first layer is a convolution
+    tables = modules("update_overhead").section(second)
+    assert tables.count("| lfm2_vl |") == len(second["families"]["lfm2_vl"]["plans"]) < len(PLANS)
+    assert "- lfm2_vl, pyramid: CrossAttention" in tables
+    assert "was measured with" in results("--resume", "--family", "llava", "--clock", "cpu")
+
+
 def test_what_cannot_be_measured_is_refused(modules: Any, capsys: pytest.CaptureFixture[str]) -> None:
     parse = modules("overhead").parse
     for words, said in {
@@ -232,6 +254,8 @@ def test_what_cannot_be_measured_is_refused(modules: Any, capsys: pytest.Capture
         "--family blip_2": "no KV cache",
         "--family mllama": "cross-attention",
         "--family llava --layers 4": "at least 6 layers",
+        "--family nemotron_h_omni": "output head",
+        "--resume": "no --output",
     }.items():
         with pytest.raises(SystemExit):
             parse(words.split())

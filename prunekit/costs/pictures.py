@@ -202,6 +202,8 @@ _FAMILIES: dict[str, Callable[..., dict[str, Tensor]]] = {
     "llava_onevision": _pinpoints,
     "qwen2_vl": _patched,
     "qwen2_5_vl": _patched,
+    "qwen3_5": _patched,
+    "qwen3_5_moe": _patched,
     "qwen3_vl": _patched,
     "qwen3_vl_moe": _patched,
     "glm4v": _patched,
