@@ -233,11 +233,9 @@ class ModelAdapter(LanguageModel):
             return
         name, count = type(self.model).__name__, self.vision_sites
         allowed = f"'vision.0' to 'vision.{count - 1}', " if count else ""
-        allowed += "'connector', " * self.connector_site
-        raise SiteError(
-            f"{str(site)!r}: {self._why_not(name, site)}; allowed are {allowed}'input' and 'decoder.1' to"
-            f" 'decoder.{self.last_site}'."
-        )
+        allowed += "'connector', " * self.connector_site + "'input'"
+        allowed += f" and 'decoder.1' to 'decoder.{self.last_site}'" * (self.last_site > 0)
+        raise SiteError(f"{str(site)!r}: {self._why_not(name, site)}; allowed are {allowed}.")
 
     def _why_not(self, name: str, site: Site) -> str:
         if site.part == 2:

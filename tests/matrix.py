@@ -30,7 +30,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "matrix"
 RESULTS = ROOT / "benchmarks" / "results" / "transformers.json"
-TESTS = ("tests/contract", "tests/test_upstream.py", "tests/test_patch_maps.py")
+TESTS = ("tests/contract", "tests/test_upstream.py", "tests/test_upstream_recurrent.py", "tests/test_patch_maps.py")
 OUTCOMES = ("passed", "failed", "skipped")
 SHOWN = 20  # failed tests that are stored by name
 

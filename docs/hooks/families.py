@@ -93,11 +93,18 @@ class Family:
             return False
         return True
 
+    @property
+    def deeper(self) -> tuple[Stage, ...]:
+        """A stage between decoder layers that reads the attention of the one before; none where that cannot be."""
+        layers = [layer for layer in range(self.adapter.depth) if self.adapter.keys_of(layer) is not None]
+        site = f"decoder.{layers[0] + 1}" if layers else ""
+        return (Stage(site, CrossAttention(), HALF),) if site in self.adapter.sites() else ()
+
     @cached_property
     def several(self) -> str:
         """Several images in a sample, by forward and by `generate`; whether each can have a budget of its own."""
         inputs = self.make_inputs(batch=2, images=(2, 1))
-        stages = Stage("input", Random(), HALF), Stage("decoder.1", CrossAttention(), HALF)
+        stages = (Stage("input", Random(), HALF), *self.deeper)
         if not self.works("several images", inputs, *stages):
             return NO
         self.works("`generate`", inputs, *stages, generate=True)

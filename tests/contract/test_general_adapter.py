@@ -274,10 +274,13 @@ def test_positions_of_several_axes_in_some_kinds_of_layers() -> None:
     assert not adapter_for(tiny_random("muse_glimmer")[0])._several_positions
 
 
-@pytest.mark.parametrize("family", ["muse_glimmer", "muse_spark"])
+WIDE = {"window": 512}  # windows count what was sent, also where it was dropped
+
+
+@pytest.mark.parametrize(("family", "sizes"), [("muse_glimmer", WIDE), ("muse_spark", WIDE), ("lfm2_vl", {})])
 @torch.no_grad()
-def test_compact_positions_where_some_layers_have_none(family: str) -> None:
-    model, make_inputs = tiny_random(family, window=512)  # windows count what was sent, also where it was dropped
+def test_compact_positions_where_some_layers_have_none(family: str, sizes: dict[str, int]) -> None:
+    model, make_inputs = tiny_random(family, **sizes)
     inputs, embeds, core = make_inputs(), [], model.model
     handle = core.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: embeds.append(kwargs["inputs_embeds"]), with_kwargs=True
