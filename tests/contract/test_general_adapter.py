@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from prunekit import Keep, Stage, prune
 from prunekit._language import HANDING_ON
 from prunekit.adapter import ModelAdapter, adapter_for
 from prunekit.errors import NeedsError, SiteError, UnsupportedInputError, UnsupportedModelError
-from prunekit.models.tiny.builders import tiny_random
+from prunekit.models.tiny.builders import BUILDERS, tiny_random
 from prunekit.models.tiny.builders.common import IMAGE, PAD, VIDEO
 from prunekit.policies import STAR, FasterVLM, Random
 
@@ -148,7 +149,10 @@ HANDED_ON = [
 
 
 def test_every_language_model_that_hands_on_is_looked_at() -> None:
-    assert {type(adapter_for(tiny_random(name)[0]).text_model).__name__ for name in HANDED_ON} == HANDING_ON
+    shipped = [name for name in HANDED_ON if find_spec(f"transformers.models.{BUILDERS[name]}") is not None]
+    looked_at = {type(adapter_for(tiny_random(name)[0]).text_model).__name__ for name in shipped}
+    assert looked_at <= HANDING_ON
+    assert looked_at == HANDING_ON or len(shipped) < len(HANDED_ON)  # an older release has not all families
 
 
 @pytest.mark.parametrize("family", HANDED_ON)

@@ -177,6 +177,9 @@ def test_a_later_question_goes_on_with_the_state(family: Family) -> None:
 def test_beams_take_their_state_along(family: Family) -> None:
     subject = build(family, "sdpa")
     inputs = subject.make_inputs(batch=2, text=(6, 9), seed=5)
+    plain, anew = (generate(subject.dense, inputs, 3, num_beams=3, use_cache=cached) for cached in (True, False))
+    if not torch.equal(plain.sequences, anew.sequences):
+        pytest.skip("the plain model itself finds other beams with a cache than without one")
     with prune(subject.model, *plan("three-stages", subject.model)) as session:
         out = generate(subject.model, inputs, 3, num_beams=3)
         again = generate(subject.model, inputs, 3, num_beams=3, use_cache=False)
