@@ -6,32 +6,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from scripts import ROOT
+from scripts import BENCHMARKS, ROOT
 
-BENCHMARKS = ROOT / "benchmarks"
 PLANS = ("input", "decoder", "star", "pyramid")
 WAYS = {"input": {"pruned", "ideal"}, "star": {"pruned", "ideal"}}
 WAYS |= {plan: {"pruned", "ideal", "usual"} for plan in ("decoder", "pyramid")}
 STRUCTURES = ("llava", "qwen3_vl", "gemma3", "molmo2", "mistral3", "paligemma", "llama4")
 """Plain; DeepStack; windows and two rotary tables; prefix masks; separators; eager attention only; complex tables."""
 SMALL: dict[str, Any] = {"text": 11, "steps": 3}
-
-
-@pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports modules of the benchmark."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield __import__
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
 
 
 def small_prompt(modules: Any, family: str, **kwargs: Any) -> Any:
@@ -271,44 +258,3 @@ def test_all_families_are_measured(modules: Any) -> None:
     assert set(supported_models()) <= set(prompts.families())
     for names in (prompts.MANY, prompts.EXPERTS, prompts.WINDOWS, prompts.NO_CACHE):
         assert names <= BUILDERS.keys()
-
-
-def test_results_are_written_into_the_page(tmp_path: Path, modules: Any) -> None:
-    script = modules("update_overhead")
-    stored = (BENCHMARKS / "results" / "overhead.json").read_text(encoding="utf-8")
-    (tmp_path / "run.json").write_text(stored, encoding="utf-8")
-    page = tmp_path / "benchmarks" / "README.md"
-    page.parent.mkdir()
-    page.write_text(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n", encoding="utf-8")
-    for _ in range(2):
-        script.update(tmp_path / "run.json", tmp_path)
-    text = page.read_text(encoding="utf-8")
-    assert text == f"before\n{script.BEGIN}\n{script.section(json.loads(stored))}\n{script.END}\nafter\n"
-    assert (tmp_path / "benchmarks" / "results" / "overhead.json").read_text(encoding="utf-8") == stored
-
-
-def test_more_visual_tokens_may_be_a_run_of_their_own(tmp_path: Path, modules: Any) -> None:
-    script = modules("update_overhead")
-    stored = json.loads((BENCHMARKS / "results" / "overhead.json").read_text(encoding="utf-8"))
-    other = {
-        **stored,
-        "time": "2001-02-03T00:00:00+00:00",
-        "scaling": {**stored["scaling"], "memory": {"tokens": [], "growth": {"pruned": 1.5}}},
-    }
-    for name, content in (("run", {**stored, "scaling": {}}), ("more", other)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    page = tmp_path / "benchmarks" / "README.md"
-    page.parent.mkdir()
-    page.write_text(f"{script.BEGIN}{script.END}", encoding="utf-8")
-    script.update(tmp_path / "run.json", tmp_path, more=tmp_path / "more.json")
-    text = page.read_text(encoding="utf-8")
-    assert "to the power 1.50 (pruned)" in text
-    assert "A run of its own" in text
-    assert "2001-02-03" in text
-
-
-def test_the_page_shows_the_stored_results(modules: Any) -> None:
-    script = modules("update_overhead")
-    stored = json.loads((BENCHMARKS / "results" / "overhead.json").read_text(encoding="utf-8"))
-    shown = (BENCHMARKS / "README.md").read_text(encoding="utf-8").split(script.BEGIN)[1].split(script.END)[0]
-    assert shown.strip() == script.section(stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from prunekit.models.tiny.builders.common import (
     VIDEO,
     InputMaker,
     Media,
+    MediaMaker,
     Sizes,
     random_model,
 )
@@ -97,6 +99,16 @@ def build(
         positions[:, : len(grid)] = grid
         return pixels, positions
 
+    return model, InputMaker(s.vocab, *media(s, patches), extras=token_types)
+
+
+Patches = Callable[[Generator, int, int, int], tuple[Tensor, Tensor]]
+"""Makes pixels of rows x columns visual tokens and their positions, padded to a number of tokens."""
+
+
+def media(s: Sizes, patches: Patches) -> tuple[MediaMaker, MediaMaker]:
+    """Makers of images, the second and third lower and narrower than the first, and of videos of two small frames."""
+
     def image(generator: Generator, number: int) -> Media:
         height, width = [(s.side, s.side), (s.side // 2, s.side), (s.side, s.side - 1)][number % 3]
         pixels, positions = patches(generator, height, width, s.side**2)
@@ -114,7 +126,7 @@ def build(
         }
         return Media(tokens, tensors)
 
-    return model, InputMaker(s.vocab, image, video, extras=token_types)
+    return image, video
 
 
 def token_types(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from prunekit.models.tiny.builders.common import FIRST_WORD, IMAGE, VIDEO, InputMaker, Media, Sizes, random_model
+from prunekit.models.tiny.builders.common import IMAGE, VIDEO, InputMaker, Sizes, random_model
 from prunekit.models.tiny.builders.decoders import BOI, EOI, decoder_sizes
-from prunekit.models.tiny.builders.gemma4 import AUDIO, token_types
+from prunekit.models.tiny.builders.gemma4 import AUDIO, media, token_types
 
 
 def gemma4_unified(
@@ -65,21 +65,4 @@ def gemma4_unified(
         positions[:, : height * width] = torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(-1)
         return values, positions
 
-    def image(generator: Generator, number: int) -> Media:
-        height, width = [(s.side, s.side), (s.side // 2, s.side), (s.side, s.side - 1)][number % 3]
-        values, positions = pixels(generator, height, width, s.side**2)
-        tokens = [BOI, *[IMAGE] * (height * width), EOI]
-        return Media(tokens, {"pixel_values": values, "image_position_ids": positions})
-
-    def video(generator: Generator, number: int, frames: int = 2) -> Media:
-        edge = s.side // 2
-        parts = [pixels(generator, edge, edge, edge**2) for _ in range(frames)]
-        tokens = [FIRST_WORD, BOI, *[VIDEO] * edge**2, EOI] * frames
-        tensors = {
-            "pixel_values_videos": torch.cat([values for values, _ in parts]),
-            "video_position_ids": torch.cat([positions for _, positions in parts]),
-            "num_frames_per_video": torch.tensor([frames]),
-        }
-        return Media(tokens, tensors)
-
-    return model, InputMaker(s.vocab, image, video, extras=token_types)
+    return model, InputMaker(s.vocab, *media(s, pixels), extras=token_types)
